@@ -1,0 +1,1060 @@
+-- Functions and triggers. This file holds no state: it is applied again whenever it changes.
+--
+-- Every function that moves credits locks the account's row first, several accounts in the order of their ids, and
+-- answers a refusal with a row. An exception is a bug of the caller, or the database itself failing.
+--
+-- Available and debt are two sides of one number, net = available - debt, since debt > 0 implies available = 0.
+-- Freeing and adding raise net, charging lowers it; available = max(net, 0), debt = max(-net, 0). Thereby debt is paid
+-- first by whatever comes in, and a whole batch of settlements is a running sum.
+--
+-- The functions of the hot path plan without sequential scans: a plan is kept for the life of a session, and one made
+-- while a table is small would go on reading all of it when it has grown.
+
+SELECT set_config('search_path', quote_ident(coalesce(nullif(current_setting('uc.schema', true), ''), 'uc')) || ', pg_temp', false);
+
+-- Amounts ------------------------------------------------------------------------------------------------------------
+
+-- Whether this is an amount that the type credits holds without rounding: not below zero, at most six decimals, finite.
+CREATE OR REPLACE FUNCTION is_amount(p_amount numeric) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN coalesce(p_amount >= 0 AND p_amount < 1e14 AND p_amount = trunc(p_amount, 6), false);
+END
+$$;
+
+-- The amount a text names, or null where it names none.
+CREATE OR REPLACE FUNCTION parse_amount(p_text text) RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
+BEGIN
+    IF p_text ~ '^[0-9]{1,20}([.][0-9]{1,20})?([eE][+-]?[0-9]{1,2})?$' AND is_amount(p_text::numeric) THEN
+        RETURN p_text::numeric;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Accounts -----------------------------------------------------------------------------------------------------------
+
+-- Opens an account. Doing it again changes nothing and is no error.
+CREATE OR REPLACE FUNCTION create_account(p_user_id text, p_tier text DEFAULT 'free', p_power_level text DEFAULT 'balanced')
+RETURNS TABLE (created boolean, error text)
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    error := CASE
+        WHEN p_user_id IS NULL OR length(p_user_id) NOT BETWEEN 1 AND 255
+            OR p_user_id ~ '[\u0001-\u001f\u007f-\u009f]' THEN 'invalid_user_id'
+        WHEN coalesce(p_tier, '') NOT IN ('free', 'starter', 'professional', 'enterprise') THEN 'invalid_tier'
+        WHEN NOT EXISTS (SELECT FROM power_level_configs AS c WHERE c.power_level = p_power_level) THEN 'invalid_power_level'
+    END;
+    created := false;
+    IF error IS NULL THEN
+        INSERT INTO user_credits (user_id, tier, power_level) VALUES (p_user_id, p_tier, p_power_level)
+        ON CONFLICT (user_id) DO NOTHING;
+        created := FOUND;
+    END IF;
+    RETURN NEXT;
+END
+$$;
+
+-- The account's row, locked, with the month rolled in what is returned; the caller writes it back or leaves it.
+CREATE OR REPLACE FUNCTION lock_account(p_user_id text) RETURNS user_credits
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    account user_credits;
+    this_month timestamptz;
+BEGIN
+    SELECT * INTO account FROM user_credits WHERE user_id = p_user_id FOR UPDATE;
+    this_month := date_trunc('month', clock_timestamp(), 'UTC');
+    IF account.last_reset < this_month THEN
+        account.spent_this_month := 0;
+        account.last_reset := this_month;
+    END IF;
+    RETURN account;
+END
+$$;
+
+-- The account after its net (available - debt) moved by so much.
+CREATE OR REPLACE FUNCTION account_after(p_account user_credits, p_change numeric) RETURNS user_credits
+LANGUAGE plpgsql IMMUTABLE SET search_path FROM CURRENT AS $$
+DECLARE
+    net numeric := p_account.credits_remaining - p_account.credits_held - p_account.credits_debt + p_change;
+BEGIN
+    p_account.credits_remaining := greatest(net, 0) + p_account.credits_held;
+    p_account.credits_available := greatest(net, 0);
+    p_account.credits_debt := greatest(-net, 0);
+    p_account.version := p_account.version + 1;
+    RETURN p_account;
+END
+$$;
+
+-- Writes back what the ledger's functions may change in an account.
+CREATE OR REPLACE FUNCTION save_account(p_account user_credits) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE user_credits SET
+        credits_remaining = p_account.credits_remaining,
+        credits_held = p_account.credits_held,
+        credits_debt = p_account.credits_debt,
+        credits_lifetime = p_account.credits_lifetime,
+        credits_spent = p_account.credits_spent,
+        spent_this_month = p_account.spent_this_month,
+        last_reset = p_account.last_reset,
+        version = p_account.version
+    WHERE user_id = p_account.user_id;
+END
+$$;
+
+-- An account's balance; no row for an unknown one.
+CREATE OR REPLACE FUNCTION get_user_balance(p_user_id text)
+RETURNS TABLE (
+    credits_remaining credits, credits_held credits, credits_available credits, credits_debt credits,
+    credits_lifetime credits, tier text, power_level text
+)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT a.credits_remaining, a.credits_held, a.credits_available, a.credits_debt, a.credits_lifetime, a.tier, a.power_level
+    FROM user_credits AS a WHERE a.user_id = p_user_id
+$$;
+
+-- What authentication needs to know of an account; no row for an unknown one.
+CREATE OR REPLACE FUNCTION load_account(p_user_id text)
+RETURNS TABLE (user_id text, tier text, power_level text, status text, monthly_cap credits)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT a.user_id, a.tier, a.power_level, a.status, a.monthly_cap FROM user_credits AS a WHERE a.user_id = p_user_id
+$$;
+
+-- The API key with this hash and its account, revoked and lapsed keys too; no row for an unknown one.
+CREATE OR REPLACE FUNCTION load_caller(p_key_hash text)
+RETURNS TABLE (
+    key_id uuid, user_id text, role text, key_name text, is_active boolean, expires_at timestamptz,
+    tier text, power_level text, status text, monthly_cap credits
+)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT k.id, k.user_id, k.role, k.name, k.is_active, k.expires_at, a.tier, a.power_level, a.status, a.monthly_cap
+    FROM user_api_keys AS k JOIN user_credits AS a ON a.user_id = k.user_id
+    WHERE k.key_hash = p_key_hash
+$$;
+
+-- Notes that these API keys were used just now. A key that somebody else is changing is passed over.
+CREATE OR REPLACE FUNCTION touch_api_keys(p_ids uuid[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE user_api_keys SET last_used = clock_timestamp()
+    WHERE id IN (SELECT id FROM user_api_keys WHERE id = ANY (p_ids) ORDER BY id FOR UPDATE SKIP LOCKED);
+END
+$$;
+
+-- An account's ledger rows, newest first; p_before_id is the last row of the page before.
+CREATE OR REPLACE FUNCTION account_history(p_user_id text, p_limit integer DEFAULT 50, p_before_id bigint DEFAULT NULL)
+RETURNS SETOF credit_transactions
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT * FROM credit_transactions
+    WHERE user_id = p_user_id AND user_version < CASE
+        WHEN p_before_id IS NULL THEN 9223372036854775807
+        ELSE (SELECT t.user_version FROM credit_transactions AS t WHERE t.id = p_before_id AND t.user_id = p_user_id)
+    END
+    ORDER BY user_version DESC
+    LIMIT p_limit
+$$;
+
+-- Adding and debiting ------------------------------------------------------------------------------------------------
+
+-- Why these arguments of add_user_credits cannot be, or null.
+CREATE OR REPLACE FUNCTION add_refusal(p_amount numeric, p_transaction_type text, p_payment_method text, p_package_id integer)
+RETURNS text
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN CASE
+        WHEN coalesce(p_transaction_type, '') NOT IN ('purchase', 'bonus', 'refund', 'adjustment') THEN 'invalid_transaction_type'
+        WHEN NOT is_amount(abs(p_amount)) OR p_amount = 0 THEN 'invalid_amount'
+        WHEN p_amount < 0 AND p_transaction_type IN ('purchase', 'bonus') THEN 'invalid_amount'
+        WHEN p_payment_method NOT IN ('stripe', 'paypal', 'manual', 'bonus', 'trial') THEN 'invalid_payment_method'
+        WHEN p_package_id IS NOT NULL
+            AND NOT EXISTS (SELECT FROM credit_packages AS p WHERE p.id = p_package_id) THEN 'unknown_package'
+    END;
+END
+$$;
+
+-- Adds credits, or with a negative refund or adjustment takes them: from what is available, the rest becomes debt.
+-- Debt is paid first. Opens the account when there is none. A repeated Stripe id or idempotency key with the same
+-- arguments gets the first answer again. Refusals: invalid_user_id, invalid_transaction_type, invalid_amount,
+-- invalid_payment_method, unknown_package, unknown_account (taking from nobody), idempotency_conflict.
+CREATE OR REPLACE FUNCTION add_user_credits(
+    p_user_id text,
+    p_amount numeric,
+    p_transaction_type text,
+    p_payment_method text DEFAULT NULL,
+    p_stripe_transaction_id text DEFAULT NULL,
+    p_package_id integer DEFAULT NULL,
+    p_notes text DEFAULT NULL,
+    p_idempotency_key text DEFAULT NULL,
+    p_admin_user_id text DEFAULT NULL
+) RETURNS TABLE (new_balance credits, transaction_id bigint, success boolean, error_message text)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    account user_credits;
+    earlier credit_transactions;
+BEGIN
+    success := false;
+    error_message := add_refusal(p_amount, p_transaction_type, p_payment_method, p_package_id);
+    IF error_message IS NULL THEN
+        PERFORM lock_stripe_payment(p_stripe_transaction_id);
+        account := lock_account(p_user_id);
+        earlier := earlier_addition(p_user_id, p_transaction_type, p_stripe_transaction_id, p_idempotency_key);
+        IF account.user_id IS NULL AND earlier.id IS NULL THEN
+            error_message := CASE WHEN p_amount < 0 THEN 'unknown_account'
+                ELSE (SELECT c.error FROM create_account(p_user_id) AS c) END;
+            account := lock_account(p_user_id);
+            -- Opening the account may have waited for another session that opened it for the same addition.
+            earlier := earlier_addition(p_user_id, p_transaction_type, p_stripe_transaction_id, p_idempotency_key);
+        END IF;
+    END IF;
+    IF earlier.id IS NOT NULL AND (earlier.user_id, earlier.transaction_type, earlier.debt_delta - earlier.amount)
+            IS DISTINCT FROM (p_user_id, p_transaction_type, -p_amount) THEN
+        error_message := 'idempotency_conflict';
+    END IF;
+    IF error_message IS NULL AND earlier.id IS NULL AND NOT is_amount(abs(account.credits_remaining - account.credits_debt + p_amount)
+        + account.credits_held + account.credits_lifetime) THEN
+        error_message := 'invalid_amount';
+    END IF;
+    IF error_message IS NULL AND earlier.id IS NULL THEN
+        earlier := write_addition(account, p_amount, p_transaction_type, p_payment_method, p_stripe_transaction_id,
+            p_package_id, p_notes, p_idempotency_key, p_admin_user_id);
+    END IF;
+    success := error_message IS NULL;
+    new_balance := CASE WHEN success THEN earlier.balance_after ELSE account.credits_remaining END;
+    transaction_id := CASE WHEN success THEN earlier.id END;
+    RETURN NEXT;
+END
+$$;
+
+-- Lets one addition at a time through for a Stripe payment, whichever account it names.
+CREATE OR REPLACE FUNCTION lock_stripe_payment(p_stripe_transaction_id text) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF p_stripe_transaction_id IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended(current_schema() || ' stripe ' || p_stripe_transaction_id, 0));
+    END IF;
+END
+$$;
+
+-- The ledger row that an addition with this Stripe id or idempotency key has already made, or nulls.
+CREATE OR REPLACE FUNCTION earlier_addition(
+    p_user_id text, p_transaction_type text, p_stripe_transaction_id text, p_idempotency_key text
+) RETURNS credit_transactions
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    earlier credit_transactions;
+BEGIN
+    SELECT * INTO earlier FROM credit_transactions
+    WHERE stripe_transaction_id = p_stripe_transaction_id AND transaction_type = p_transaction_type;
+    IF earlier.id IS NULL THEN
+        SELECT * INTO earlier FROM credit_transactions
+        WHERE user_id = p_user_id AND idempotency_key = p_idempotency_key;
+    END IF;
+    RETURN earlier;
+END
+$$;
+
+-- Writes an addition that was found to be in order, into the account and the ledger.
+CREATE OR REPLACE FUNCTION write_addition(
+    p_account user_credits, p_amount numeric, p_transaction_type text, p_payment_method text,
+    p_stripe_transaction_id text, p_package_id integer, p_notes text, p_idempotency_key text, p_admin_user_id text
+) RETURNS credit_transactions
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    changed user_credits := account_after(p_account, p_amount);
+    written credit_transactions;
+BEGIN
+    IF p_transaction_type = 'purchase' THEN
+        changed.credits_lifetime := changed.credits_lifetime + p_amount;
+    END IF;
+    PERFORM save_account(changed);
+    INSERT INTO credit_transactions (
+        user_id, transaction_type, amount, debt_delta, balance_after, held_after, debt_after, user_version,
+        idempotency_key, payment_method, stripe_transaction_id, package_id, notes, admin_user_id
+    ) VALUES (
+        changed.user_id, p_transaction_type, changed.credits_remaining - p_account.credits_remaining,
+        changed.credits_debt - p_account.credits_debt, changed.credits_remaining, changed.credits_held,
+        changed.credits_debt, changed.version, p_idempotency_key, p_payment_method, p_stripe_transaction_id,
+        p_package_id, p_notes, p_admin_user_id
+    ) RETURNING * INTO written;
+    RETURN written;
+END
+$$;
+
+-- Charges an account at once, without a hold. Never goes below zero and never makes debt. A request_id in the metadata is
+-- its idempotency key. Refusals: unknown_account, invalid_amount, invalid_tokens, insufficient_credits, idempotency_conflict.
+CREATE OR REPLACE FUNCTION debit_user_credits(
+    p_user_id text,
+    p_amount numeric,
+    p_provider text,
+    p_model text,
+    p_prompt_tokens integer,
+    p_completion_tokens integer,
+    p_power_level text,
+    p_metadata jsonb DEFAULT '{}'
+) RETURNS TABLE (new_balance credits, transaction_id bigint, success boolean, error_message text)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    account user_credits := lock_account(p_user_id);
+    debit credit_transactions;
+BEGIN
+    SELECT * INTO debit FROM credit_transactions
+    WHERE user_id = p_user_id AND idempotency_key = p_metadata ->> 'request_id';
+    error_message := CASE
+        WHEN account.user_id IS NULL THEN 'unknown_account'
+        WHEN NOT is_amount(p_amount) OR NOT is_amount(account.credits_spent + p_amount) THEN 'invalid_amount'
+        WHEN least(p_prompt_tokens, p_completion_tokens) < 0 THEN 'invalid_tokens'
+        WHEN debit.id IS NOT NULL THEN CASE WHEN (debit.transaction_type, debit.amount) IS DISTINCT FROM ('debit', -p_amount)
+            THEN 'idempotency_conflict' END
+        WHEN p_amount > account.credits_available THEN 'insufficient_credits'
+    END;
+    IF error_message IS NULL AND debit.id IS NULL THEN
+        debit := write_debit(account, p_amount, p_provider, p_model, p_prompt_tokens, p_completion_tokens, p_power_level,
+            coalesce(p_metadata, '{}'));
+    END IF;
+    success := error_message IS NULL;
+    new_balance := CASE WHEN success THEN debit.balance_after ELSE account.credits_remaining END;
+    transaction_id := CASE WHEN success THEN debit.id END;
+    RETURN NEXT;
+END
+$$;
+
+-- Writes a debit that was found to be in order, into the account and the ledger.
+CREATE OR REPLACE FUNCTION write_debit(
+    p_account user_credits, p_amount numeric, p_provider text, p_model text, p_prompt_tokens integer,
+    p_completion_tokens integer, p_power_level text, p_metadata jsonb
+) RETURNS credit_transactions
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    changed user_credits := account_after(p_account, -p_amount);
+    tokens bigint := coalesce(p_prompt_tokens, 0)::bigint + coalesce(p_completion_tokens, 0);
+    written credit_transactions;
+BEGIN
+    changed.credits_spent := changed.credits_spent + p_amount;
+    changed.spent_this_month := changed.spent_this_month + p_amount;
+    PERFORM save_account(changed);
+    INSERT INTO credit_transactions (
+        user_id, transaction_type, amount, balance_after, held_after, debt_after, user_version, idempotency_key,
+        provider, model, prompt_tokens, completion_tokens, tokens_used, cost_per_token, power_level, request_id, metadata
+    ) VALUES (
+        changed.user_id, 'debit', -p_amount, changed.credits_remaining, changed.credits_held, changed.credits_debt,
+        changed.version, p_metadata ->> 'request_id', p_provider, p_model, p_prompt_tokens, p_completion_tokens, tokens,
+        p_amount / nullif(tokens, 0), p_power_level, p_metadata ->> 'request_id', p_metadata
+    ) RETURNING * INTO written;
+    RETURN written;
+END
+$$;
+
+-- Holds --------------------------------------------------------------------------------------------------------------
+
+-- What the ledger already knows of a hold: null (nothing), duplicate, already_resolved or idempotency_conflict.
+CREATE OR REPLACE FUNCTION hold_state(p_hold_id uuid, p_user_id text, p_amount numeric, p_min_amount numeric) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+DECLARE
+    written record;
+BEGIN
+    SELECT
+        count(*) AS entries,
+        bool_and(t.user_id = p_user_id) AS same_user,
+        bool_or(t.transaction_type <> 'hold') AS resolved,
+        bool_and((t.metadata ->> 'asked_amount')::numeric = p_amount AND (t.metadata ->> 'min_amount')::numeric = p_min_amount)
+            FILTER (WHERE t.transaction_type = 'hold') AS same_amounts
+    INTO written FROM credit_transactions AS t WHERE t.hold_id = p_hold_id;
+    RETURN CASE
+        WHEN written.entries = 0 THEN NULL
+        WHEN NOT written.same_user THEN 'idempotency_conflict'
+        WHEN written.resolved THEN 'already_resolved'
+        WHEN written.same_amounts THEN 'duplicate'
+        ELSE 'idempotency_conflict'
+    END;
+END
+$$;
+
+-- Why the account cannot have this hold, or null. A hold of nothing only asks whether the account is active.
+CREATE OR REPLACE FUNCTION hold_refusal(p_account user_credits, p_amount numeric, p_min_amount numeric, p_room numeric)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN CASE
+        WHEN p_account.status = 'suspended' THEN 'account_suspended'
+        WHEN p_account.status = 'closed' THEN 'account_closed'
+        WHEN p_amount = 0 THEN NULL
+        WHEN p_account.credits_debt > 0 THEN 'in_debt'
+        WHEN p_account.credits_available < p_min_amount THEN 'insufficient_credits'
+        WHEN p_room < p_min_amount THEN 'monthly_cap'
+    END;
+END
+$$;
+
+-- Sets credits aside for a call: p_amount, or as much of it as is available and the monthly cap leaves, if that is at
+-- least p_min_amount. The lease ends after p_ttl by the database's clock unless extended. The same id with the same
+-- amounts again is a duplicate and gets the same answer. Refusals, in error: unknown_account, account_suspended,
+-- account_closed, in_debt, insufficient_credits, monthly_cap, already_resolved, idempotency_conflict, invalid_amount;
+-- the balances tell the account's state all the same. credits_cap_room is what the monthly cap left before this hold.
+CREATE OR REPLACE FUNCTION hold_credits(
+    p_hold_id uuid,
+    p_user_id text,
+    p_amount numeric,
+    p_min_amount numeric,
+    p_ttl interval,
+    p_power_level text DEFAULT NULL,
+    p_metadata jsonb DEFAULT '{}'
+) RETURNS TABLE (
+    success boolean, error text, duplicate boolean, held credits, credits_remaining credits, credits_held credits,
+    credits_available credits, credits_debt credits, credits_cap_room credits
+)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    account user_credits := lock_account(p_user_id);
+    room numeric := account.monthly_cap - account.spent_this_month - account.credits_held;
+BEGIN
+    error := CASE
+        WHEN account.user_id IS NULL THEN 'unknown_account'
+        WHEN NOT is_amount(p_amount) OR NOT is_amount(p_min_amount) OR p_min_amount > p_amount THEN 'invalid_amount'
+        ELSE hold_state(p_hold_id, p_user_id, p_amount, p_min_amount)
+    END;
+    duplicate := error IS NOT DISTINCT FROM 'duplicate';
+    held := 0;
+    IF duplicate THEN
+        error := NULL;
+        SELECT t.held_delta INTO STRICT held FROM credit_transactions AS t
+        WHERE t.hold_id = p_hold_id AND t.transaction_type = 'hold';
+    ELSE
+        error := coalesce(error, hold_refusal(account, p_amount, p_min_amount, room));
+        IF error IS NULL THEN
+            held := CASE WHEN p_amount = 0 THEN 0 ELSE least(p_amount, account.credits_available, room) END;
+            account := write_hold(account, p_hold_id, held, p_ttl, p_power_level, coalesce(p_metadata, '{}')
+                || jsonb_build_object('asked_amount', p_amount::text, 'min_amount', p_min_amount::text));
+        END IF;
+    END IF;
+    success := error IS NULL;
+    credits_remaining := account.credits_remaining;
+    credits_held := account.credits_held;
+    credits_available := account.credits_available;
+    credits_debt := account.credits_debt;
+    credits_cap_room := room;
+    RETURN NEXT;
+END
+$$;
+
+-- Writes a hold that was found to be in order: the account, the ledger row, the lease. Returns the account after it.
+CREATE OR REPLACE FUNCTION write_hold(
+    p_account user_credits, p_hold_id uuid, p_amount numeric, p_ttl interval, p_power_level text, p_metadata jsonb
+) RETURNS user_credits
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    ends timestamptz := clock_timestamp() + p_ttl;
+BEGIN
+    p_account.credits_held := p_account.credits_held + p_amount;
+    p_account.credits_available := p_account.credits_available - p_amount;
+    p_account.version := p_account.version + 1;
+    PERFORM save_account(p_account);
+    INSERT INTO credit_transactions (
+        user_id, transaction_type, amount, held_delta, balance_after, held_after, debt_after, user_version, hold_id,
+        expires_at, power_level, request_id, metadata
+    ) VALUES (
+        p_account.user_id, 'hold', 0, p_amount, p_account.credits_remaining, p_account.credits_held,
+        p_account.credits_debt, p_account.version, p_hold_id, ends, p_power_level, p_hold_id::text, p_metadata
+    );
+    INSERT INTO credit_holds (hold_id, user_id, amount, expires_at, power_level)
+    VALUES (p_hold_id, p_account.user_id, p_amount, ends, p_power_level);
+    RETURN p_account;
+END
+$$;
+
+-- Extends open leases to p_ttl from now and returns those that are still open. A lease whose hold is being ended at this
+-- moment is passed over, so that this never waits and never deadlocks.
+CREATE OR REPLACE FUNCTION extend_holds(p_hold_ids uuid[], p_ttl interval) RETURNS TABLE (hold_id uuid)
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE credit_holds AS h SET expires_at = clock_timestamp() + p_ttl
+    WHERE h.hold_id IN (
+        SELECT o.hold_id FROM credit_holds AS o WHERE o.hold_id = ANY (p_hold_ids) ORDER BY o.hold_id FOR UPDATE SKIP LOCKED
+    )
+    RETURNING h.hold_id;
+END
+$$;
+
+-- Frees up to p_limit holds whose lease has run out by the database's clock, and returns them. Accounts and leases that
+-- are busy are left to the next run, so that any number of sweepers may run at once.
+CREATE OR REPLACE FUNCTION expire_holds(p_limit integer DEFAULT 100)
+RETURNS TABLE (hold_id uuid, user_id text, amount credits)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    due uuid[] := ARRAY(
+        SELECT h.hold_id FROM credit_holds AS h WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT p_limit
+    );
+    locked text[];
+BEGIN
+    locked := ARRAY(
+        SELECT a.user_id FROM user_credits AS a
+        WHERE a.user_id IN (SELECT h.user_id FROM credit_holds AS h WHERE h.hold_id = ANY (due))
+        ORDER BY a.user_id FOR UPDATE SKIP LOCKED
+    );
+    RETURN QUERY
+    SELECT s.hold_id, s.user_id, s.freed::credits
+    FROM apply_settlements((
+        SELECT coalesce(jsonb_agg(jsonb_build_object('hold_id', o.hold_id, 'user_id', o.user_id, 'action', 'expire')), '[]')
+        FROM (
+            SELECT h.hold_id, h.user_id FROM credit_holds AS h
+            WHERE h.hold_id = ANY (due) AND h.user_id = ANY (locked) AND h.expires_at < clock_timestamp()
+            FOR UPDATE SKIP LOCKED
+        ) AS o
+    )) AS s
+    WHERE s.outcome = 'expired';
+END
+$$;
+
+-- Settling -----------------------------------------------------------------------------------------------------------
+
+-- The state machine of a hold: what becomes of one settlement, release or expiry. p_held is null where the ledger has no
+-- hold, p_charged where nothing was charged yet, p_charge where what is to be charged is no amount.
+CREATE OR REPLACE FUNCTION settlement_outcome(
+    p_action text, p_charge numeric, p_same_user boolean, p_held numeric, p_ended boolean, p_charged numeric
+) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path FROM CURRENT AS $$
+DECLARE
+    is_open boolean := p_held IS NOT NULL AND NOT p_ended;
+BEGIN
+    IF p_action NOT IN ('settle', 'release', 'expire') OR p_action IS NULL THEN
+        RAISE EXCEPTION 'unknown settlement action "%"', p_action USING HINT = 'The action is "settle" or "release".';
+    END IF;
+    RETURN CASE
+        WHEN NOT p_same_user THEN 'conflict'
+        WHEN p_action = 'settle' AND p_charge IS NULL THEN 'invalid_amount'
+        WHEN p_action = 'settle' AND p_charged <> p_charge THEN 'conflict'
+        WHEN p_action = 'settle' AND p_charged IS NOT NULL THEN 'duplicate'
+        WHEN p_action = 'settle' AND NOT is_open THEN 'late_settled'
+        WHEN p_action = 'settle' THEN 'settled'
+        WHEN NOT is_open OR p_charged IS NOT NULL THEN 'duplicate'
+        WHEN p_action = 'release' THEN 'released'
+        ELSE 'expired'
+    END;
+END
+$$;
+
+-- Works out a batch whose accounts are locked and whose hold ids are distinct, in input order, and writes nothing.
+-- A charge is read back from the ledger as debt_delta - amount: what left the balance plus what went to debt.
+CREATE OR REPLACE FUNCTION plan_settlements(p_items jsonb) RETURNS settlement_step[]
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN ARRAY(
+        WITH item AS (
+            SELECT i.position::integer AS position, (i.value ->> 'hold_id')::uuid AS hold_id, i.value ->> 'user_id' AS user_id,
+                i.value ->> 'action' AS action, parse_amount(i.value ->> 'charge') AS charge, i.value ->> 'notes' AS notes,
+                nullif(i.value -> 'usage', 'null') AS usage
+            FROM jsonb_array_elements(p_items) WITH ORDINALITY AS i (value, position)
+        ), known AS (
+            SELECT item.*, a.credits_remaining - a.credits_held - a.credits_debt AS net, a.credits_held, a.version,
+                a.credits_spent, a.user_id IS NOT NULL AS has_account, l.same_user, l.held, l.ended, l.charged, l.power_level,
+                is_amount(a.credits_spent + sum(item.charge) OVER (PARTITION BY item.user_id ORDER BY item.position)) AS fits
+            FROM item
+            LEFT JOIN LATERAL (SELECT c.* FROM user_credits AS c WHERE c.user_id = item.user_id OFFSET 0) AS a ON true
+            CROSS JOIN LATERAL (
+                SELECT coalesce(bool_and(t.user_id = item.user_id), true) AS same_user,
+                    max(t.held_delta) FILTER (WHERE t.transaction_type = 'hold') AS held,
+                    max(t.power_level) FILTER (WHERE t.transaction_type = 'hold') AS power_level,
+                    coalesce(bool_or(t.ends_hold), false) AS ended,
+                    max(t.debt_delta - t.amount) FILTER (WHERE t.transaction_type = 'debit') AS charged
+                FROM credit_transactions AS t WHERE t.hold_id = item.hold_id
+            ) AS l
+        ), decided AS MATERIALIZED (
+            SELECT *, CASE WHEN NOT has_account THEN 'unknown_account'
+                ELSE settlement_outcome(action, CASE WHEN fits THEN charge END, same_user, held, ended, charged) END AS outcome
+            FROM known
+        ), moved AS MATERIALIZED (
+            SELECT *, CASE WHEN outcome IN ('settled', 'released', 'expired') THEN held ELSE 0 END AS freed,
+                CASE WHEN outcome IN ('settled', 'late_settled') THEN charge ELSE 0 END AS owed,
+                (outcome IN ('settled', 'late_settled', 'released', 'expired'))::integer AS entry
+            FROM decided
+        ), summed AS (
+            SELECT *, net + sum(freed - owed) OVER so_far AS net_after, credits_held - sum(freed) OVER so_far AS held_after,
+                version + sum(entry) OVER so_far AS user_version, credits_spent + sum(owed) OVER so_far AS spent
+            FROM moved WINDOW so_far AS (PARTITION BY user_id ORDER BY position)
+        )
+        SELECT ROW(
+            position, hold_id, user_id, action, outcome,
+            CASE WHEN entry = 1 THEN owed WHEN same_user THEN charged END,
+            freed,
+            greatest(net_after, 0) - greatest(net_after - freed + owed, 0) - freed,
+            greatest(-net_after, 0) - greatest(-net_after + freed - owed, 0),
+            greatest(net_after, 0) + held_after, held_after, CASE WHEN has_account THEN greatest(-net_after, 0) END,
+            user_version, spent, power_level, notes, usage
+        )::settlement_step
+        FROM summed ORDER BY position
+    );
+END
+$$;
+
+-- Writes the ledger rows of the steps that change something, and ends their leases.
+CREATE OR REPLACE FUNCTION write_settled_ledger(p_steps settlement_step[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO credit_transactions (
+        user_id, transaction_type, amount, held_delta, debt_delta, balance_after, held_after, debt_after, user_version,
+        hold_id, ends_hold, provider, model, prompt_tokens, completion_tokens, tokens_used, cost_per_token, power_level,
+        byok_used, request_id, metadata, notes
+    )
+    SELECT s.user_id, CASE s.outcome WHEN 'released' THEN 'release' WHEN 'expired' THEN 'expire' ELSE 'debit' END,
+        s.amount, -s.freed, s.debt_delta, s.balance_after, s.held_after, s.debt_after, s.user_version,
+        s.hold_id, s.outcome <> 'late_settled', s.usage ->> 'provider', s.usage ->> 'model',
+        (s.usage ->> 'prompt_tokens')::integer, (s.usage ->> 'completion_tokens')::integer,
+        (s.usage ->> 'total_tokens')::bigint, (s.usage ->> 'cost_per_token')::numeric,
+        coalesce(s.usage ->> 'power_level', s.power_level), coalesce((s.usage ->> 'byok_used')::boolean, false),
+        s.hold_id::text, CASE s.outcome WHEN 'late_settled' THEN '{"late": true}'::jsonb ELSE '{}' END, s.notes
+    FROM unnest(p_steps) AS s
+    WHERE s.outcome IN ('settled', 'late_settled', 'released', 'expired')
+    ORDER BY s.position;
+    DELETE FROM credit_holds WHERE hold_id = ANY (ARRAY(
+        SELECT s.hold_id FROM unnest(p_steps) AS s WHERE s.outcome IN ('settled', 'released', 'expired')
+    ));
+END
+$$;
+
+-- Writes the accounts: each takes the state after its last step.
+CREATE OR REPLACE FUNCTION write_settled_accounts(p_steps settlement_step[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    this_month timestamptz := date_trunc('month', clock_timestamp(), 'UTC');
+BEGIN
+    UPDATE user_credits AS a SET
+        credits_remaining = s.balance_after,
+        credits_held = s.held_after,
+        credits_debt = s.debt_after,
+        credits_spent = s.spent,
+        spent_this_month = CASE WHEN a.last_reset < this_month THEN 0 ELSE a.spent_this_month END + s.spent - a.credits_spent,
+        last_reset = greatest(a.last_reset, this_month),
+        version = s.user_version
+    FROM (
+        SELECT DISTINCT ON (u.user_id) u.* FROM unnest(p_steps) AS u ORDER BY u.user_id, u.position DESC
+    ) AS s
+    WHERE a.user_id = s.user_id AND a.version < s.user_version;
+END
+$$;
+
+-- Writes the usage rows. Only a row that a release wrote gives way, to the late settlement that came after it.
+CREATE OR REPLACE FUNCTION write_usage(p_steps settlement_step[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO llm_usage_log AS log (
+        user_id, request_id, hold_id, cost_credits, provider, model, model_group, power_level, prompt_tokens,
+        completion_tokens, total_tokens, cached_tokens, reasoning_tokens, cost_usd, cost_per_token, cost_source, byok_used,
+        provider_key_id, session_id, app_id, endpoint, call_type, streamed, attempts, latency_ms, time_to_first_token_ms,
+        tokens_per_second, success, status_code, error_type, error_message, user_agent, ip_address, metadata
+    )
+    SELECT s.user_id, s.hold_id::text, s.hold_id, CASE s.action WHEN 'settle' THEN s.charged ELSE 0 END,
+        coalesce(u.provider, 'unknown'), coalesce(u.model, 'unknown'), u.model_group,
+        coalesce(u.power_level, s.power_level, 'balanced'), coalesce(u.prompt_tokens, 0), coalesce(u.completion_tokens, 0),
+        coalesce(u.total_tokens, coalesce(u.prompt_tokens, 0)::bigint + coalesce(u.completion_tokens, 0)),
+        coalesce(u.cached_tokens, 0), coalesce(u.reasoning_tokens, 0), u.cost_usd, u.cost_per_token, u.cost_source,
+        coalesce(u.byok_used, false), u.provider_key_id, u.session_id, u.app_id, u.endpoint, u.call_type,
+        coalesce(u.streamed, false), coalesce(u.attempts, 1), u.latency_ms, u.time_to_first_token_ms, u.tokens_per_second,
+        s.action = 'settle' AND coalesce(u.success, true), u.status_code, u.error_type, u.error_message, u.user_agent,
+        u.ip_address, coalesce(u.metadata, '{}') || CASE s.action WHEN 'settle' THEN '{}' ELSE '{"ended_by": "release"}' END::jsonb
+    FROM unnest(p_steps) AS s
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::llm_usage_log, coalesce(s.usage, '{}')) AS u
+    WHERE s.outcome IN ('settled', 'late_settled')
+        OR (s.action = 'release' AND s.usage IS NOT NULL AND s.outcome IN ('released', 'duplicate'))
+    ON CONFLICT (request_id) DO UPDATE SET
+        cost_credits = excluded.cost_credits, provider = excluded.provider, model = excluded.model,
+        model_group = excluded.model_group, power_level = excluded.power_level, prompt_tokens = excluded.prompt_tokens,
+        completion_tokens = excluded.completion_tokens, total_tokens = excluded.total_tokens,
+        cached_tokens = excluded.cached_tokens, reasoning_tokens = excluded.reasoning_tokens, cost_usd = excluded.cost_usd,
+        cost_per_token = excluded.cost_per_token, cost_source = excluded.cost_source, byok_used = excluded.byok_used,
+        provider_key_id = excluded.provider_key_id, session_id = excluded.session_id, app_id = excluded.app_id,
+        endpoint = excluded.endpoint, call_type = excluded.call_type, streamed = excluded.streamed,
+        attempts = excluded.attempts, latency_ms = excluded.latency_ms,
+        time_to_first_token_ms = excluded.time_to_first_token_ms, tokens_per_second = excluded.tokens_per_second,
+        success = excluded.success, status_code = excluded.status_code, error_type = excluded.error_type,
+        error_message = excluded.error_message, user_agent = excluded.user_agent, ip_address = excluded.ip_address,
+        metadata = excluded.metadata
+    WHERE log.metadata ->> 'ended_by' = 'release' AND NOT excluded.metadata ? 'ended_by';
+END
+$$;
+
+-- Counts the settled calls on the users' own provider keys.
+CREATE OR REPLACE FUNCTION count_provider_key_use(p_steps settlement_step[]) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE user_provider_keys AS k SET
+        total_requests = k.total_requests + used.requests,
+        total_tokens = k.total_tokens + used.tokens,
+        last_used = clock_timestamp()
+    FROM (
+        SELECT (s.usage ->> 'provider_key_id')::uuid AS id, s.user_id, count(*) AS requests,
+            sum(coalesce((s.usage ->> 'total_tokens')::bigint,
+                coalesce((s.usage ->> 'prompt_tokens')::bigint, 0) + coalesce((s.usage ->> 'completion_tokens')::bigint, 0))) AS tokens
+        FROM unnest(p_steps) AS s
+        WHERE s.outcome IN ('settled', 'late_settled') AND s.usage ->> 'provider_key_id' IS NOT NULL
+        GROUP BY 1, 2
+    ) AS used
+    WHERE k.id = used.id AND k.user_id = used.user_id;
+END
+$$;
+
+-- Applies a batch whose accounts are locked and whose hold ids are distinct.
+CREATE OR REPLACE FUNCTION apply_settlements(p_items jsonb) RETURNS SETOF settlement_step
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    steps settlement_step[];
+BEGIN
+    steps := plan_settlements(p_items);
+    PERFORM write_settled_ledger(steps);
+    PERFORM write_settled_accounts(steps);
+    PERFORM write_usage(steps);
+    IF EXISTS (SELECT FROM unnest(steps) AS s WHERE s.usage ->> 'provider_key_id' IS NOT NULL) THEN
+        PERFORM count_provider_key_use(steps);
+    END IF;
+    RETURN QUERY SELECT * FROM unnest(steps);
+END
+$$;
+
+-- Settles and releases holds, in one transaction and in input order. p_settlements is an array of objects
+-- {"hold_id", "user_id", "action": "settle" | "release", "charge", "usage": {columns of llm_usage_log} | null, "notes"}.
+-- A settlement depends on no hold: where its hold has lapsed, was released or never arrived, it still charges. What is not
+-- covered by the hold and by what is available becomes debt. Outcomes: settled, late_settled, released, duplicate (nothing
+-- left to do), conflict (charged already with another amount, then in charged; or a hold of another account),
+-- unknown_account, invalid_amount. A row that repeats a hold id of this batch begins a new run over the rest.
+CREATE OR REPLACE FUNCTION settle_credits(p_settlements jsonb)
+RETURNS TABLE (
+    hold_id uuid, outcome text, charged credits, debt_added credits, credits_remaining credits, credits_held credits,
+    credits_available credits, credits_debt credits
+)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    run jsonb;
+BEGIN
+    PERFORM FROM user_credits
+    WHERE user_id = ANY (ARRAY(SELECT DISTINCT i.value ->> 'user_id' FROM jsonb_array_elements(p_settlements) AS i))
+    ORDER BY user_id FOR UPDATE;
+    FOR run IN SELECT distinct_runs(p_settlements) LOOP
+        RETURN QUERY
+        SELECT s.hold_id, s.outcome, s.charged::credits, greatest(s.debt_delta, 0)::credits, s.balance_after::credits,
+            s.held_after::credits, (s.balance_after - s.held_after)::credits, s.debt_after::credits
+        FROM apply_settlements(run) AS s;
+    END LOOP;
+END
+$$;
+
+-- Cuts a batch, in order, into runs in which no hold id comes twice.
+CREATE OR REPLACE FUNCTION distinct_runs(p_items jsonb) RETURNS SETOF jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    IF jsonb_array_length(p_items) = 1 THEN
+        RETURN NEXT p_items;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT jsonb_agg(cut.value ORDER BY cut.position)
+    FROM (
+        SELECT seen.value, seen.position, count(*) FILTER (WHERE seen.times > 1) OVER (ORDER BY seen.position) AS run
+        FROM (
+            SELECT i.value, i.position,
+                count(*) OVER (PARTITION BY (i.value ->> 'hold_id')::uuid ORDER BY i.position) AS times
+            FROM jsonb_array_elements(p_items) WITH ORDINALITY AS i (value, position)
+        ) AS seen
+    ) AS cut
+    GROUP BY cut.run ORDER BY cut.run;
+END
+$$;
+
+-- Frees one hold that is not needed, for operators and for a refusal after the hold.
+CREATE OR REPLACE FUNCTION release_hold(p_hold_id uuid, p_user_id text, p_notes text DEFAULT NULL)
+RETURNS TABLE (
+    hold_id uuid, outcome text, charged credits, debt_added credits, credits_remaining credits, credits_held credits,
+    credits_available credits, credits_debt credits
+)
+LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT * FROM settle_credits(jsonb_build_array(jsonb_build_object(
+        'hold_id', p_hold_id, 'user_id', p_user_id, 'action', 'release', 'notes', p_notes
+    )))
+$$;
+
+-- Audit --------------------------------------------------------------------------------------------------------------
+
+-- Invariants 1, 10 and 13: an account is the sum of its ledger rows.
+CREATE OR REPLACE FUNCTION audit_accounts() RETURNS TABLE (invariant text, user_id text, hold_id uuid, detail text)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    WITH entries AS (
+        SELECT t.user_id, sum(t.amount) AS balance, sum(t.held_delta) AS held, sum(t.debt_delta) AS debt, count(*) AS entries,
+            sum(t.debt_delta - t.amount) FILTER (WHERE t.transaction_type = 'debit') AS spent,
+            sum(t.amount - t.debt_delta) FILTER (WHERE t.transaction_type = 'purchase') AS lifetime,
+            sum(t.amount - t.debt_delta) FILTER (WHERE t.transaction_type IN ('purchase', 'bonus', 'refund', 'adjustment')) AS added
+        FROM credit_transactions AS t GROUP BY t.user_id
+    ), compared AS (
+        SELECT a.*, coalesce(e.balance, 0) AS balance, coalesce(e.held, 0) AS held, coalesce(e.debt, 0) AS debt,
+            coalesce(e.entries, 0) AS entries, coalesce(e.spent, 0) AS spent, coalesce(e.lifetime, 0) AS lifetime,
+            coalesce(e.added, 0) AS added
+        FROM user_credits AS a LEFT JOIN entries AS e ON e.user_id = a.user_id
+    )
+    SELECT found.invariant, c.user_id, NULL::uuid, found.detail
+    FROM compared AS c
+    CROSS JOIN LATERAL (VALUES
+        ('balance_is_sum', c.credits_remaining <> c.balance, format('account %s, ledger %s', c.credits_remaining, c.balance)),
+        ('held_is_sum', c.credits_held <> c.held, format('account %s, ledger %s', c.credits_held, c.held)),
+        ('debt_is_sum', c.credits_debt <> c.debt, format('account %s, ledger %s', c.credits_debt, c.debt)),
+        ('spent_is_sum', c.credits_spent <> c.spent, format('account %s, ledger %s', c.credits_spent, c.spent)),
+        ('lifetime_is_sum', c.credits_lifetime <> c.lifetime, format('account %s, ledger %s', c.credits_lifetime, c.lifetime)),
+        ('version_is_count', c.version <> c.entries, format('account %s, ledger %s', c.version, c.entries)),
+        ('debt_without_available', c.credits_debt > 0 AND c.credits_remaining <> c.credits_held,
+            format('debt %s beside available %s', c.credits_debt, c.credits_remaining - c.credits_held)),
+        ('conservation', c.added - c.spent <> c.credits_remaining - c.credits_debt,
+            format('added %s - charged %s is not balance %s - debt %s', c.added, c.spent, c.credits_remaining, c.credits_debt))
+    ) AS found (invariant, broken, detail)
+    WHERE found.broken
+$$;
+
+-- Invariants 2 and 4 over every row of the history: no gap, each state follows from the one before, none is impossible.
+CREATE OR REPLACE FUNCTION audit_history() RETURNS TABLE (invariant text, user_id text, hold_id uuid, detail text)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    WITH history AS (
+        SELECT t.*, coalesce(lag(t.user_version) OVER w, 0) AS version_before, coalesce(lag(t.balance_after) OVER w, 0) AS balance_before,
+            coalesce(lag(t.held_after) OVER w, 0) AS held_before, coalesce(lag(t.debt_after) OVER w, 0) AS debt_before
+        FROM credit_transactions AS t WINDOW w AS (PARTITION BY t.user_id ORDER BY t.user_version)
+    )
+    SELECT found.invariant, h.user_id, h.hold_id, format('transaction %s, version %s: %s', h.id, h.user_version, found.detail)
+    FROM history AS h
+    CROSS JOIN LATERAL (VALUES
+        ('version_gapless', h.user_version <> h.version_before + 1, format('follows version %s', h.version_before)),
+        ('state_follows', (h.balance_after, h.held_after, h.debt_after)
+            <> (h.balance_before + h.amount, h.held_before + h.held_delta, h.debt_before + h.debt_delta),
+            format('balance %s, held %s, debt %s do not follow from %s, %s, %s', h.balance_after, h.held_after, h.debt_after,
+                h.balance_before, h.held_before, h.debt_before)),
+        ('state_possible', NOT (h.held_after BETWEEN 0 AND h.balance_after AND h.debt_after >= 0
+            AND (h.debt_after = 0 OR h.balance_after = h.held_after)),
+            format('balance %s, held %s, debt %s', h.balance_after, h.held_after, h.debt_after))
+    ) AS found (invariant, broken, detail)
+    WHERE found.broken
+$$;
+
+-- Invariants 3 and 5: a hold is ended at most once, charged at most once, freed exactly, and open holds have their lease.
+CREATE OR REPLACE FUNCTION audit_holds() RETURNS TABLE (invariant text, user_id text, hold_id uuid, detail text)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    WITH ledger AS (
+        SELECT t.hold_id, min(t.user_id) AS user_id, count(DISTINCT t.user_id) AS users,
+            count(*) FILTER (WHERE t.transaction_type = 'hold') AS holds, count(*) FILTER (WHERE t.ends_hold) AS ends,
+            count(*) FILTER (WHERE t.transaction_type = 'debit') AS charges, sum(t.held_delta) AS held
+        FROM credit_transactions AS t WHERE t.hold_id IS NOT NULL GROUP BY t.hold_id
+    ), compared AS (
+        SELECT coalesce(l.hold_id, h.hold_id) AS hold_id, coalesce(l.user_id, h.user_id) AS user_id,
+            coalesce(l.users, 1) AS users, coalesce(l.holds, 0) AS holds, coalesce(l.ends, 0) AS ends,
+            coalesce(l.charges, 0) AS charges, coalesce(l.held, 0) AS held, h.amount AS leased, h.user_id AS lessee
+        FROM ledger AS l FULL JOIN credit_holds AS h ON h.hold_id = l.hold_id
+    )
+    SELECT found.invariant, c.user_id, c.hold_id, found.detail
+    FROM compared AS c
+    CROSS JOIN LATERAL (VALUES
+        ('one_hold', c.holds > 1, format('%s hold rows', c.holds)),
+        ('one_end', c.ends > 1, format('%s ends', c.ends)),
+        ('one_charge', c.charges > 1, format('%s charges', c.charges)),
+        ('one_account_per_hold', c.users > 1 OR c.lessee <> c.user_id, format('%s accounts, leased by %s', c.users, c.lessee)),
+        ('end_names_hold', c.ends > c.holds, 'ended, but never held'),
+        ('freed_exactly', c.ends = c.holds AND c.held <> 0, format('%s left after its end', c.held)),
+        ('open_hold_has_lease', c.holds > c.ends AND c.leased IS DISTINCT FROM c.held, format('held %s, leased %s', c.held, c.leased)),
+        ('lease_has_open_hold', c.leased IS NOT NULL AND c.holds <= c.ends, format('leased %s, but not open', c.leased))
+    ) AS found (invariant, broken, detail)
+    WHERE found.broken
+$$;
+
+-- Invariant 7: each charge of a call has its usage row with the same cost, and no usage row costs what nobody was charged.
+CREATE OR REPLACE FUNCTION audit_usage() RETURNS TABLE (invariant text, user_id text, hold_id uuid, detail text)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT 'usage_is_charge', coalesce(c.user_id, u.user_id), coalesce(c.hold_id, u.hold_id),
+        format('charged %s, usage rows say %s', c.charge, u.cost)
+    FROM (
+        SELECT t.hold_id, t.user_id, t.debt_delta - t.amount AS charge
+        FROM credit_transactions AS t WHERE t.transaction_type = 'debit' AND t.hold_id IS NOT NULL
+    ) AS c
+    FULL JOIN (
+        SELECT l.hold_id, min(l.user_id) AS user_id, sum(l.cost_credits) AS cost
+        FROM llm_usage_log AS l WHERE l.hold_id IS NOT NULL GROUP BY l.hold_id
+    ) AS u ON u.hold_id = c.hold_id
+    WHERE c.charge IS DISTINCT FROM u.cost AND NOT (c.hold_id IS NULL AND u.cost = 0)
+        OR c.user_id <> u.user_id
+$$;
+
+-- Every broken invariant of the ledger, in one snapshot; no row when all is well.
+CREATE OR REPLACE FUNCTION ledger_audit() RETURNS TABLE (invariant text, user_id text, hold_id uuid, detail text)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT * FROM audit_accounts()
+    UNION ALL SELECT * FROM audit_history()
+    UNION ALL SELECT * FROM audit_holds()
+    UNION ALL SELECT * FROM audit_usage()
+$$;
+
+-- Summary ------------------------------------------------------------------------------------------------------------
+
+-- Brings llm_usage_summary up to date: returns 'refreshed', or 'skipped' while another session is at it. Readers go on
+-- reading the old rows; only a view that was never filled, which nobody can read anyway, is locked.
+CREATE OR REPLACE FUNCTION refresh_usage_summary() RETURNS text
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended(current_schema() || ' refresh_usage_summary', 0)) THEN
+        RETURN 'skipped';
+    END IF;
+    IF (SELECT c.relispopulated FROM pg_class AS c WHERE c.oid = 'llm_usage_summary'::regclass) THEN
+        REFRESH MATERIALIZED VIEW CONCURRENTLY llm_usage_summary;
+    ELSE
+        REFRESH MATERIALIZED VIEW llm_usage_summary;
+    END IF;
+    RETURN 'refreshed';
+END
+$$;
+
+-- Triggers -----------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION set_updated_at() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    NEW.updated_at := clock_timestamp();
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER set_updated_at BEFORE UPDATE ON user_credits FOR EACH ROW EXECUTE FUNCTION set_updated_at();
+CREATE OR REPLACE TRIGGER set_updated_at BEFORE UPDATE ON user_provider_keys FOR EACH ROW EXECUTE FUNCTION set_updated_at();
+CREATE OR REPLACE TRIGGER set_updated_at BEFORE UPDATE ON credit_packages FOR EACH ROW EXECUTE FUNCTION set_updated_at();
+CREATE OR REPLACE TRIGGER set_updated_at BEFORE UPDATE ON power_level_configs FOR EACH ROW EXECUTE FUNCTION set_updated_at();
+
+CREATE OR REPLACE FUNCTION refuse_ledger_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    RAISE EXCEPTION 'credit_transactions is append-only: % refused', TG_OP
+        USING HINT = 'Correct a mistake with an adjustment: add_user_credits(user, amount, ''adjustment'').';
+END
+$$;
+
+CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON credit_transactions
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_ledger_change();
+
+CREATE OR REPLACE FUNCTION refuse_seed_level_loss() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    RAISE EXCEPTION 'power level "%" belongs to every installation and cannot be deleted or renamed', OLD.power_level
+        USING HINT = 'Set is_active to false to withdraw it.';
+END
+$$;
+
+CREATE OR REPLACE TRIGGER keep_seed_levels BEFORE DELETE ON power_level_configs FOR EACH ROW
+    WHEN (OLD.power_level IN ('eco', 'balanced', 'precision')) EXECUTE FUNCTION refuse_seed_level_loss();
+CREATE OR REPLACE TRIGGER keep_seed_level_names BEFORE UPDATE OF power_level ON power_level_configs FOR EACH ROW
+    WHEN (OLD.power_level IN ('eco', 'balanced', 'precision') AND NEW.power_level <> OLD.power_level)
+    EXECUTE FUNCTION refuse_seed_level_loss();
+
+-- Tells the workers, on the channel <schema>_changed, which of their cached rows to drop. Of a change, both the old and
+-- the new user or key are named; Postgres folds equal messages of a transaction into one.
+CREATE OR REPLACE FUNCTION notify_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    changed jsonb;
+BEGIN
+    FOREACH changed IN ARRAY ARRAY[to_jsonb(OLD), to_jsonb(NEW)] LOOP
+        IF changed IS NOT NULL THEN
+            PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', jsonb_build_object(
+                'table', TG_TABLE_NAME, 'user_id', changed ->> 'user_id', 'key_hash', changed ->> 'key_hash')::text);
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+-- Columns that calls change are left out: a NOTIFY takes a lock that all commits of the server share.
+CREATE OR REPLACE TRIGGER notify_added_or_removed AFTER INSERT OR DELETE ON user_credits
+    FOR EACH ROW EXECUTE FUNCTION notify_change();
+CREATE OR REPLACE TRIGGER notify_changed AFTER UPDATE OF tier, power_level, status, monthly_cap ON user_credits FOR EACH ROW
+    WHEN ((OLD.tier, OLD.power_level, OLD.status, OLD.monthly_cap) IS DISTINCT FROM (NEW.tier, NEW.power_level, NEW.status, NEW.monthly_cap))
+    EXECUTE FUNCTION notify_change();
+CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE
+    OR UPDATE OF user_id, key_hash, name, role, is_active, expires_at ON user_api_keys
+    FOR EACH ROW EXECUTE FUNCTION notify_change();
+CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE
+    OR UPDATE OF user_id, provider, encrypted_api_key, key_id, key_name, api_base, is_active, is_default, fallback, expires_at
+    ON user_provider_keys FOR EACH ROW EXECUTE FUNCTION notify_change();
+CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE OR UPDATE ON power_level_configs
+    FOR EACH ROW EXECUTE FUNCTION notify_change();
+CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE OR UPDATE ON providers
+    FOR EACH ROW EXECUTE FUNCTION notify_change();
+
+-- Whether a settled call of this user made the stored response with this id.
+CREATE OR REPLACE FUNCTION made_response(p_user_id text, p_response_id text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT EXISTS (
+        SELECT FROM llm_usage_log
+        WHERE user_id = p_user_id AND call_type = 'aresponses' AND metadata ->> 'response_id' = p_response_id
+    )
+$$;
+
+-- Adds what a worker saw since its last write to the rows of its deployments and of their providers. Counts of the last
+-- hour and day fade exponentially, so that no history is needed; latencies are weighted by the attempts behind them.
+CREATE OR REPLACE FUNCTION record_health(p_deltas jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    delta record;
+BEGIN
+    FOR delta IN
+        SELECT
+            d.provider, v.deployment,
+            sum(d.successes)::integer AS successes,
+            sum(d.failures)::integer AS failures,
+            max(d.failures_since_success)::integer AS streak,
+            sum(d.avg_latency_ms * d.successes) / nullif(sum(d.successes) FILTER (WHERE d.avg_latency_ms IS NOT NULL), 0) AS avg_ms,
+            max(d.p95_latency_ms) AS p95_ms,
+            max(d.last_error) AS last_error
+        FROM jsonb_to_recordset(p_deltas) AS d (
+            provider text, deployment text, successes integer, failures integer, failures_since_success integer,
+            avg_latency_ms numeric, p95_latency_ms numeric, last_error text
+        )
+        CROSS JOIN LATERAL (VALUES (d.deployment), ('')) AS v (deployment)
+        GROUP BY d.provider, v.deployment
+        ORDER BY d.provider, v.deployment
+    LOOP
+        INSERT INTO provider_health (provider, deployment) VALUES (delta.provider, delta.deployment) ON CONFLICT DO NOTHING;
+        UPDATE provider_health AS h SET
+            avg_latency_ms = blended(h.avg_latency_ms, delta.avg_ms, delta.successes),
+            p95_latency_ms = blended(h.p95_latency_ms, delta.p95_ms, delta.successes),
+            requests_last_hour = faded(h.requests_last_hour, h.last_check, interval '1 hour') + delta.successes + delta.failures,
+            error_count_24h = faded(h.error_count_24h, h.last_check, interval '24 hours') + delta.failures,
+            success_rate = blended(
+                h.success_rate, 100.0 * delta.successes / (delta.successes + delta.failures), delta.successes + delta.failures
+            ),
+            consecutive_failures = CASE WHEN delta.successes > 0 THEN 0 ELSE h.consecutive_failures END + delta.streak,
+            last_error = coalesce(delta.last_error, h.last_error),
+            last_success = CASE WHEN delta.successes > 0 THEN clock_timestamp() ELSE h.last_success END,
+            last_failure = CASE WHEN delta.failures > 0 THEN clock_timestamp() ELSE h.last_failure END,
+            last_check = clock_timestamp(),
+            status = CASE
+                WHEN CASE WHEN delta.successes > 0 THEN 0 ELSE h.consecutive_failures END + delta.streak >= 5 THEN 'down'
+                WHEN delta.streak > 0 OR delta.failures > delta.successes THEN 'degraded'
+                ELSE 'healthy'
+            END
+        WHERE h.provider = delta.provider AND h.deployment = delta.deployment;
+    END LOOP;
+END
+$$;
+
+-- A moving average in which the last 20 attempts or so count.
+CREATE OR REPLACE FUNCTION blended(p_old numeric, p_new numeric, p_weight integer) RETURNS numeric
+LANGUAGE sql IMMUTABLE SET search_path FROM CURRENT AS $$
+    SELECT CASE
+        WHEN p_new IS NULL THEN p_old
+        WHEN p_old IS NULL THEN p_new
+        ELSE p_old + (p_new - p_old) * least(p_weight, 20) / 20.0
+    END
+$$;
+
+CREATE OR REPLACE FUNCTION faded(p_count integer, p_since timestamptz, p_window interval) RETURNS integer
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT coalesce(
+        (p_count * exp(-least(extract(epoch FROM clock_timestamp() - p_since) / extract(epoch FROM p_window), 50)))::integer, 0
+    )
+$$;
+
+
+-- Only who is granted a function may call it.
+DO $$
+BEGIN
+    EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %I FROM PUBLIC', current_schema());
+END
+$$;

@@ -1,0 +1,162 @@
+"""Who has which API key, and what their account allows: read from PostgreSQL, kept warm, dropped by NOTIFY."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TypeVar
+
+from . import power
+from .api_keys import hash_key
+from .database import Database, Row
+from .power import PowerLevel
+
+T = TypeVar("T")
+
+_MOST_ROWS = 50_000
+_LEVELS = "SELECT * FROM power_level_configs WHERE is_active"
+_PROVIDERS = "SELECT name, litellm_names FROM providers"
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a call needs to know of an account before the ledger is asked."""
+
+    user_id: str
+    tier: str
+    power_level: str
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """One of our API keys with its account."""
+
+    id: str
+    name: str
+    role: str
+    account: Account
+    is_active: bool
+    expires_at: datetime | None
+
+    def is_valid(self) -> bool:
+        """Neither revoked nor past its time."""
+        return self.is_active and (self.expires_at is None or self.expires_at > datetime.now(timezone.utc))
+
+
+class Accounts:
+    """Rows of keys, accounts, power levels and providers, cached only while changes are heard.
+
+    Parameters
+    ----------
+    database
+        An open one.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._listening = False
+        self._changes = 0
+        self._keys: dict[str, ApiKey] = {}
+        self._accounts: dict[str, Account] = {}
+        self._levels: dict[str, PowerLevel] = {}
+        self._providers: dict[str, str] = {}
+
+    async def api_key(self, key: str) -> ApiKey | None:
+        """The row of an API key, valid or not; None for an unknown one.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            It is not cached and PostgreSQL does not answer.
+        """
+        return await self._cached(self._keys, hash_key(key), self._load_key)
+
+    async def account(self, user_id: str) -> Account | None:
+        """The account of a user, None for an unknown one; raises as `api_key`."""
+        return await self._cached(self._accounts, user_id, self._load_account)
+
+    async def level(self, name: str) -> PowerLevel | None:
+        """An active power level, None where there is no such; raises as `api_key`."""
+        return await self._cached(self._levels, name, self._load_level)
+
+    async def provider_names(self) -> Mapping[str, str]:
+        """LiteLLM's names of providers to ours; raises as `api_key`."""
+        if self._providers and self._listening:
+            return self._providers
+        rows = await self._database.fetch(_PROVIDERS, idempotent=True)
+        self._providers = {alias: row["name"] for row in rows for alias in row["litellm_names"]}
+        return self._providers
+
+    async def made_response(self, user_id: str, response_id: str) -> bool:
+        """Whether a settled call of this user made a stored response; raises as `api_key`."""
+        return bool(
+            await self._database.fetchval("SELECT made_response($1, $2)", user_id, response_id, idempotent=True)
+        )
+
+    def changed(self, payload: str) -> None:
+        """Drop what a notification names; all of it when the notification cannot be read."""
+        self._changes += 1
+        try:
+            change = json.loads(payload)
+            table, user_id, key_hash = change["table"], change.get("user_id"), change.get("key_hash")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._drop_all()
+            return
+        if table in ("power_level_configs", "providers"):
+            self._levels.clear()
+            self._providers = {}
+        self._keys.pop(str(key_hash), None)
+        if table == "user_credits":
+            self._accounts.pop(str(user_id), None)
+            for hashed in [hashed for hashed, key in self._keys.items() if key.account.user_id == user_id]:
+                del self._keys[hashed]
+
+    def heard(self) -> None:
+        """Changes are heard from now on; what was read before may be stale."""
+        self._drop_all()
+        self._listening = True
+
+    def deaf(self) -> None:
+        """Changes are no longer heard: nothing is cached."""
+        self._listening = False
+        self._drop_all()
+
+    async def _cached(self, rows: dict[str, T], key: str, load: Callable[[str], Awaitable[T | None]]) -> T | None:
+        if (kept := rows.get(key)) is not None:
+            return kept
+        changes = self._changes
+        found = await load(key)
+        # A change heard while we read may have been of this very row.
+        if found is not None and self._listening and changes == self._changes:
+            if len(rows) >= _MOST_ROWS:
+                rows.clear()
+            rows[key] = found
+        return found
+
+    async def _load_key(self, key_hash: str) -> ApiKey | None:
+        row = await self._database.fetchrow("SELECT * FROM load_caller($1)", key_hash, idempotent=True)
+        if row is None:
+            return None
+        account = _account(row)
+        return ApiKey(str(row["key_id"]), row["key_name"], row["role"], account, row["is_active"], row["expires_at"])
+
+    async def _load_account(self, user_id: str) -> Account | None:
+        row = await self._database.fetchrow("SELECT * FROM load_account($1)", user_id, idempotent=True)
+        return None if row is None else _account(row)
+
+    async def _load_level(self, name: str) -> PowerLevel | None:
+        rows = await self._database.fetch(_LEVELS, idempotent=True)
+        return next((power.from_row(dict(row)) for row in rows if row["power_level"] == name), None)
+
+    def _drop_all(self) -> None:
+        self._changes += 1
+        self._keys.clear()
+        self._accounts.clear()
+        self._levels.clear()
+        self._providers = {}
+
+
+def _account(row: Row) -> Account:
+    return Account(row["user_id"], row["tier"], row["power_level"])

@@ -1,0 +1,381 @@
+"""The LiteLLM callbacks: the whole flow of a call, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NoReturn
+
+from fastapi import HTTPException, Request
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy import proxy_server
+from litellm.proxy._types import ProxyException, UserAPIKeyAuth
+from litellm.proxy.common_utils.http_parsing_utils import _read_request_body
+
+from . import answers, catalog, identity, routes, settings, streams
+from .admission import Admission, Inbound
+from .call import CURRENT, Answer, Attempt, Call
+from .catalog import Catalog
+from .demand import count
+from .errors import BadRequest, Refusal, Unexpected
+from .plan import Candidate
+from .requests import CAP_FIELDS
+from .settlement import Settlement
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+_INBOUND: ContextVar[Inbound | None] = ContextVar("uc_inbound", default=None)
+# A request that may go to a provider without a hold, since it costs nothing.
+_FETCHING: ContextVar[bool] = ContextVar("uc_fetching", default=False)
+
+# What LiteLLM takes from headers or keys and would let a client steer a call with
+# (litellm/proxy/litellm_pre_call_utils.py, `add_litellm_data_for_backend_llm_call`).
+_STEERING = ("timeout", "stream_timeout", "client_side_timeout", "num_retries", "disable_fallbacks", "fallbacks",
+             "api_key", "no-log", "mock_response", "specific_deployment", "max_retries", "request_timeout")  # fmt: skip
+# What LiteLLM itself adds to a request's data before the pre-call hook runs.
+_LITELLMS_OWN = frozenset(
+    {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
+    | {"litellm_session_id", "litellm_trace_id", "headers", "api_version", "ttl", "cache", "keepalive_seconds"}
+    | {"provider_specific_header", "user", "organization", "enable_prompt_caching", "allowed_model_region"}
+)
+
+
+class Refused(ProxyException):  # type: ignore[misc]  # LiteLLM's class has no types we can see
+    """A refusal as LiteLLM's exception handlers want it; its body is ours."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        details = {"code": refusal.code, **({"metadata": refusal.metadata} if refusal.metadata else {})}
+        super().__init__(
+            message=refusal.message,
+            type=refusal.type,
+            param=refusal.param,
+            code=refusal.status,
+            headers=dict(refusal.headers),
+            # The way into the Anthropic-shaped body (litellm/proxy/anthropic_endpoints/endpoints.py).
+            provider_specific_fields=details,
+        )
+        self._error = refusal.error()
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._error
+
+
+class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
+    """Holds before, settles after, releases on failure. LiteLLM looks for hooks on this very class only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worker = Worker(settings.load())
+        self.worker.prepare()
+        self._catalog = Catalog(lambda: proxy_server.llm_router, self._provider_name)
+        self._tokenizer = catalog.tokenizer()
+        self._admission = Admission(
+            self.worker.settings, self.worker.accounts, self.worker.ledger, self._catalog.candidates, self._tokenizer
+        )
+        self._settlement = Settlement(self.worker.ledger.settle, catalog.cost)
+        self._provider_names: Mapping[str, str] = {}
+        self._booting = _start_soon(self.worker)
+
+    async def authenticate(self, request: Request, api_key: str | None) -> UserAPIKeyAuth:
+        """LiteLLM's `custom_auth`; keeps the body as the client sent it for the pre-call hook."""
+        try:
+            await self.worker.ready()
+            auth = await identity.authenticate(request, api_key, self.worker.accounts, self.worker.settings)
+        except Refusal as refusal:
+            raise Refused(refusal) from None
+        _INBOUND.set(await _inbound(request))
+        return auth
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: UserAPIKeyAuth, cache: Any, data: dict[str, Any], call_type: str
+    ) -> dict[str, Any] | None:
+        """Check the request, hold its worst case, and write the output cap into it."""
+        try:
+            return await self._admit(user_api_key_dict, data, call_type)
+        except Refusal as refusal:
+            raise Refused(refusal) from None
+        except Exception as error:
+            # LiteLLM would show the text of an unknown exception to the client.
+            logger.exception("a call could not be admitted")
+            raise Refused(Unexpected()) from error
+
+    async def async_filter_deployments(
+        self,
+        model: str,
+        healthy_deployments: list[Any],
+        messages: Any,
+        request_kwargs: dict[str, Any] | None = None,
+        parent_otel_span: Any = None,
+    ) -> list[Any]:
+        """Keep the deployments that the hold covers."""
+        call = CURRENT.get()
+        if call is None:
+            return healthy_deployments
+        return [d for d in healthy_deployments if call.plan.candidate(_deployment_id(d)) is not None]
+
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
+        """Note the attempt, refuse one that the hold does not cover, and cap its output."""
+        call = CURRENT.get()
+        if call is None:
+            return kwargs if _FETCHING.get() or _is_health_check(kwargs) else _refuse_unheld()
+        candidate = call.plan.candidate(_deployment_id(kwargs))
+        if candidate is None:
+            raise HTTPException(402, "This deployment is outside of what was held for the call.")
+        _begin_attempt(call, candidate)
+        return _capped(call, candidate, kwargs)
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data: dict[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
+    ) -> None:
+        """Note that the attempt failed."""
+        call = CURRENT.get()
+        if call is not None and call.attempt is not None and not call.attempt.failed:
+            call.attempt.failed = True
+            candidate = call.attempt.candidate
+            self.worker.health.failed(candidate.provider, candidate.deployment, _class_of(exception))
+
+    async def async_post_call_success_hook(
+        self, data: dict[str, Any], user_api_key_dict: UserAPIKeyAuth, response: Any
+    ) -> Any:
+        """Settle a plain answer before it leaves, and write its cost into it."""
+        call = CURRENT.get()
+        if call is not None and not call.listening:
+            self._note_success(call)
+            outcome = await self._settle_plain(call, response)
+            answers.write_cost(response, outcome.charged)
+        return response
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: UserAPIKeyAuth, response: Any, request_data: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        """Pass a stream on; it settles before its last word."""
+        call = CURRENT.get()
+        if call is None:
+            async for chunk in response:
+                yield chunk
+            return
+        call.listening = True
+        drain_s = self.worker.settings.holds.abort_drain_s
+        stream = streams.settled(
+            call, response, self._settlement, self._tokenizer, drain_s, lambda: self._note_success(call)
+        )
+        try:
+            async for chunk in stream:
+                yield chunk
+        finally:
+            # Closed here, since a generator that is merely dropped would settle whenever it is collected.
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    async def async_post_call_failure_hook(
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,
+        user_api_key_dict: UserAPIKeyAuth,
+        traceback_str: str | None = None,
+    ) -> HTTPException | None:
+        """Release the hold of a call that failed; charge its input when the client left while it was answered."""
+        call = CURRENT.get()
+        if call is None or call.ending is not None:
+            return None
+        status = _status_of(original_exception)
+        if status == streams.CLIENT_LEFT and call.attempts:
+            usage = answers.estimated(call.endpoint.dialect, call.input_tokens, 0)
+            await self._settlement.charge(
+                call, Answer(usage, "estimate", status, "client_disconnected", "the client left before the answer")
+            )
+        else:
+            await self._settlement.release(call, status, _class_of(original_exception))
+        return None
+
+    async def async_log_success_event(
+        self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        """The backstop: settle a plain answer that no awaited hook has seen."""
+        call = CURRENT.get()
+        if call is not None and call.ending is None and not call.streamed:
+            await self._settle_plain(call, response_obj, cached=kwargs.get("cache_hit") is True)
+
+    async def async_post_call_response_headers_hook(
+        self,
+        data: dict[str, Any],
+        user_api_key_dict: UserAPIKeyAuth,
+        response: Any,
+        request_headers: dict[str, str] | None = None,
+    ) -> dict[str, str] | None:
+        """Our headers; what was charged is known on plain answers only."""
+        call = CURRENT.get()
+        return None if call is None else _headers(call)
+
+    async def _admit(self, auth: UserAPIKeyAuth, data: dict[str, Any], call_type: str) -> dict[str, Any]:
+        await self.worker.ready()
+        if call_type == routes.FETCH_RESPONSE:
+            return await self._admit_fetch(auth, data)
+        endpoint = routes.billed_call(call_type)
+        inbound = _INBOUND.get() or _inbound_without_auth(data)
+        caller = await identity.caller_of(auth, inbound.headers, self.worker.accounts)
+        self._provider_names = await self.worker.accounts.provider_names()
+        await self._end_earlier()
+        call = await self._admission.admit(endpoint, inbound, caller, str(data.get("model")))
+        self.worker.calls.add(call)
+        CURRENT.set(call)
+        return _prepared(call, data)
+
+    async def _admit_fetch(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> dict[str, Any]:
+        """A stored answer belongs to the user whose settled call made it."""
+        inbound = _INBOUND.get() or _inbound_without_auth(data)
+        caller = await identity.caller_of(auth, inbound.headers, self.worker.accounts)
+        if not await self.worker.accounts.made_response(caller.user_id, str(data.get("response_id"))):
+            raise BadRequest("No such response of yours.", code="response_not_found", param="response_id")
+        _FETCHING.set(True)
+        return data
+
+    async def _end_earlier(self) -> None:
+        """LiteLLM may run this hook again for a fallback model: the first hold must not stay behind."""
+        earlier = CURRENT.get()
+        if earlier is not None and earlier.ending is None:
+            await self._settlement.release(earlier, 429, "rate_limited")
+
+    async def _settle_plain(self, call: Call, response: Any, cached: bool = False) -> Any:
+        call.response_id = answers.get(response, "id")
+        usage = answers.usage_of(response)
+        tier = answers.get(response, "service_tier")
+        if cached or _is_cache_hit(response):
+            return await self._settlement.charge(call, Answer(usage or {}, "cache"))
+        if usage is None:
+            wrote = count(answers.text_of(response), self._tokenizer)
+            usage = answers.estimated(call.endpoint.dialect, call.input_tokens, wrote)
+            return await self._settlement.charge(call, Answer(usage, "estimate", service_tier=tier))
+        return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
+
+    def _note_success(self, call: Call) -> None:
+        if call.attempt is not None:
+            latency_ms = (time.monotonic() - call.attempt.started) * 1000
+            self.worker.health.succeeded(call.attempt.candidate.provider, call.attempt.candidate.deployment, latency_ms)
+
+    def _provider_name(self, litellm_name: str) -> str:
+        return self._provider_names.get(litellm_name, litellm_name)
+
+
+def _start_soon(worker: Worker) -> asyncio.Task[None] | None:
+    """Open the database before the first request, if a loop runs (LiteLLM imports callbacks inside its lifespan)."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+    async def boot() -> None:
+        try:
+            await worker.ready()
+        except Refusal as refusal:
+            logger.warning("not ready yet: %s", refusal.message)
+
+    return loop.create_task(boot())
+
+
+async def _inbound(request: Request) -> Inbound | None:
+    if request.method != "POST":
+        body: Any = {}
+    else:
+        body = await _read_request_body(request=request)
+    address = request.client.host if request.client else None
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return Inbound(dict(body) if isinstance(body, dict) else {}, headers, address)
+
+
+def _inbound_without_auth(data: Mapping[str, Any]) -> Inbound:
+    """The request as LiteLLM has it after its own authentication, without what LiteLLM added."""
+    body = {key: value for key, value in data.items() if key not in _LITELLMS_OWN and key not in _STEERING}
+    metadata = data.get("metadata")
+    if isinstance(metadata, dict):
+        body["metadata"] = {key: value for key, value in metadata.items() if not key.startswith("user_api_key")}
+    headers = (data.get("proxy_server_request") or {}).get("headers") or {}
+    return Inbound(body, {name.lower(): value for name, value in headers.items()})
+
+
+def _prepared(call: Call, data: dict[str, Any]) -> dict[str, Any]:
+    """The request as it goes to the router: capped, asking for usage, without what steers LiteLLM."""
+    for field in _STEERING:
+        data.pop(field, None)
+    if call.endpoint.cap_field is not None:
+        present = [field for field in CAP_FIELDS if data.get(field) is not None]
+        for field in present or [call.endpoint.cap_field]:
+            data[field] = call.cap
+    if call.streamed and call.endpoint in (routes.CHAT, routes.COMPLETIONS):
+        data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
+    if proxy_server.litellm.cache is not None:
+        data["cache"] = {**(data.get("cache") or {}), "namespace": call.caller.user_id}
+    return data
+
+
+def _begin_attempt(call: Call, candidate: Candidate) -> None:
+    """A bridged call comes here twice for one attempt: once in the client's dialect, once in the provider's."""
+    latest = call.attempt
+    if latest is None or latest.failed or latest.candidate.deployment != candidate.deployment:
+        call.attempts.append(Attempt(candidate))
+
+
+def _capped(call: Call, candidate: Candidate, kwargs: dict[str, Any]) -> dict[str, Any]:
+    if call.endpoint.cap_field is None:
+        return kwargs
+    cap = call.output_cap(candidate)
+    present = [field for field in CAP_FIELDS if kwargs.get(field) is not None]
+    return {**kwargs, **{field: min(cap, kwargs[field]) for field in present}}
+
+
+def _deployment_id(deployment: Mapping[str, Any]) -> str | None:
+    return (deployment.get("model_info") or {}).get("id")
+
+
+def _is_health_check(kwargs: Mapping[str, Any]) -> bool:
+    """LiteLLM's own probes (litellm/litellm_core_utils/health_check_helpers.py) carry no client's request."""
+    for name in ("metadata", "litellm_metadata"):
+        metadata = kwargs.get(name) or {}
+        if "litellm-internal-health-check" in (metadata.get("tags") or ()):
+            return True
+    return kwargs.get("proxy_server_request") is None
+
+
+def _refuse_unheld() -> NoReturn:
+    raise HTTPException(400, "This kind of call is not offered here: nothing was held for it.")
+
+
+def _headers(call: Call) -> dict[str, str]:
+    candidate = call.answering
+    headers = {
+        "x-uc-request-id": str(call.id),
+        "x-uc-credits-held": f"{call.held:f}",
+        "x-uc-power-level": call.plan.terms.power_level,
+        "x-uc-byok": "false",
+    }
+    if candidate is not None:
+        headers["x-uc-provider"] = candidate.provider
+    if call.cap:
+        headers["x-uc-max-output-tokens"] = str(call.cap)
+    if call.ending is not None and call.ending.done() and not call.ending.cancelled():
+        outcome = call.ending.result()
+        headers["x-uc-credits-charged"] = f"{outcome.charged:f}"
+        if outcome.remaining is not None:
+            headers["x-uc-credits-remaining"] = f"{outcome.remaining:f}"
+    return headers
+
+
+def _is_cache_hit(response: Any) -> bool:
+    hidden = getattr(response, "_hidden_params", None)
+    return isinstance(hidden, dict) and hidden.get("cache_hit") is True
+
+
+def _status_of(error: Exception) -> int:
+    code = getattr(error, "status_code", None) or getattr(error, "code", None)
+    try:
+        return int(code)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return 500
+
+
+def _class_of(error: Exception) -> str:
+    """The kind of an error; its text may echo a key."""
+    return f"{type(error).__name__} ({_status_of(error)})"

@@ -1,0 +1,227 @@
+"""The deployments the proxy serves and what they cost, read from LiteLLM's router and price map."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+import litellm
+from litellm.types.router import CustomPricingLiteLLMParams
+from litellm.types.utils import ModelResponse, Usage
+
+from . import pricing
+from .errors import BadRequest
+from .plan import Candidate
+
+logger = logging.getLogger(__name__)
+
+_CUSTOM_PRICES = frozenset(CustomPricingLiteLLMParams.model_fields)
+
+
+class Catalog:
+    """Looks up candidates by model name.
+
+    Parameters
+    ----------
+    router
+        Returns LiteLLM's router; it is built after the callbacks are imported, and read anew each time.
+    provider_name
+        Maps LiteLLM's name of a provider to ours.
+    """
+
+    def __init__(self, router: Callable[[], Any], provider_name: Callable[[str], str]) -> None:
+        self._router = router
+        self._provider_name = provider_name
+        self._announced_free: set[str] = set()
+        self._snapshots: dict[str, dict[str, Any]] = {}
+
+    def candidates(self, model: str) -> list[Candidate]:
+        """The priced deployments of a model group and of all groups it can fall back to.
+
+        Raises
+        ------
+        BadRequest
+            Nobody serves the name, or no deployment of the group itself has a price.
+        """
+        router = self._router()
+        primary = _deployments(router, model)
+        if not primary:
+            raise BadRequest(
+                f"'{model}' is not a model here; see GET /v1/models.", code="model_not_found", param="model"
+            )
+        found = [candidate for d in primary if (candidate := self._candidate(d, model))]
+        if not found:
+            raise BadRequest(f"'{model}' has no price, so it cannot be charged; the operator must set one.",
+                             code="unpriced_model", param="model")  # fmt: skip
+        for group in _fallback_groups(router, model):
+            found += [candidate for d in _deployments(router, group) if (candidate := self._candidate(d, group))]
+        return list({candidate.deployment: candidate for candidate in reversed(found)}.values())[::-1]
+
+    def _candidate(self, deployment: Mapping[str, Any], group: str) -> Candidate | None:
+        params, info = deployment["litellm_params"], deployment.get("model_info") or {}
+        model, provider = _split(params)
+        custom = any(source.get(key) is not None for source in (params, info) for key in _CUSTOM_PRICES)
+        name = (
+            info["id"] if custom else _price_name(info.get("base_model") or params.get("base_model") or model, provider)
+        )
+        entry = self._snapshot(name)
+        if name is None or entry is None or not pricing.is_priced(entry, written_by_operator=custom):
+            logger.warning("deployment %s of %s has no price: it gets no calls", info.get("id"), group)
+            return None
+        self._announce_free(group, info["id"], entry)
+        known = _known_limits(model, provider)
+        return Candidate(
+            deployment=info["id"],
+            group=group,
+            model=model,
+            provider=info.get("uc_provider") or self._provider_name(provider),
+            litellm_provider=provider,
+            price_name=name,
+            prices=entry,
+            custom_prices=custom,
+            max_output=_limit("max_output_tokens", info, entry, known) or _limit("max_tokens", info, entry, known),
+            context=_limit("max_input_tokens", info, entry, known),
+            reasons=bool(info.get("supports_reasoning") or known.get("supports_reasoning")),
+        )
+
+    def _snapshot(self, name: str | None) -> Mapping[str, Any] | None:
+        """A copy of a price entry that no later edit of the price map reaches; the same one until it is edited."""
+        if name is None or (entry := litellm.model_cost.get(name)) is None:
+            return None
+        if self._snapshots.get(name) != entry:
+            self._snapshots[name] = copy.deepcopy(dict(entry))
+        return self._snapshots[name]
+
+    def _announce_free(self, group: str, deployment: str, entry: Mapping[str, Any]) -> None:
+        if deployment not in self._announced_free and pricing.is_free(entry):
+            self._announced_free.add(deployment)
+            logger.warning("deployment %s of %s is free of charge: its operator set its price to 0", deployment, group)
+
+
+def cost(candidate: Candidate, usage: Mapping[str, Any], call_type: str, service_tier: str | None) -> Decimal:
+    """What an answer cost, in USD at 1e-12, by LiteLLM's own `completion_cost` on the prices of the plan.
+
+    Parameters
+    ----------
+    candidate
+        The deployment that answered.
+    usage
+        The provider's usage object in any dialect; a cost stated in it is ignored, the tokens count.
+    call_type
+        LiteLLM's name of the kind of call.
+    service_tier
+        The tier the provider served, else the one asked for.
+    """
+    name = _price_name_now(candidate)
+    custom = candidate.custom_prices or name != candidate.price_name
+    value = litellm.completion_cost(
+        completion_response=ModelResponse(model=candidate.model, usage=chat_usage(usage)),
+        model=candidate.model,
+        custom_llm_provider=candidate.litellm_provider,
+        custom_pricing=custom,
+        base_model=None if custom else name,
+        router_model_id=name if custom else None,
+        call_type=call_type,
+        service_tier=service_tier,
+    )
+    return pricing.usd(value)
+
+
+def chat_usage(usage: Mapping[str, Any]) -> Usage:
+    """A usage object of any dialect in the shape of chat completions (as litellm/cost_calculator.py does)."""
+    plain = {key: value for key, value in usage.items() if key != "cost" and value is not None}
+    if "prompt_tokens" in plain or "completion_tokens" in plain:
+        return Usage(**plain)
+    if "input_tokens_details" in plain or "output_tokens_details" in plain or "total_tokens" in plain:
+        return _responses_usage(plain)
+    return litellm.AnthropicConfig().calculate_usage(usage_object=plain, reasoning_content=None)
+
+
+def _responses_usage(plain: Mapping[str, Any]) -> Usage:
+    read, written = plain.get("input_tokens_details") or {}, plain.get("output_tokens_details") or {}
+    return Usage(
+        prompt_tokens=plain.get("input_tokens") or 0,
+        completion_tokens=plain.get("output_tokens") or 0,
+        total_tokens=plain.get("total_tokens") or 0,
+        prompt_tokens_details={key: value for key, value in dict(read).items() if value is not None},
+        completion_tokens_details={key: value for key, value in dict(written).items() if value is not None},
+    )
+
+
+def tokenizer() -> Callable[[str], int]:
+    """LiteLLM's bundled tokenizer (cl100k_base), which needs no download."""
+    encoding = litellm.encoding
+    return lambda text: len(encoding.encode(text, disallowed_special=()))
+
+
+def _price_name_now(candidate: Candidate) -> str:
+    """The name under which the price map holds the plan's prices: its own, or a copy if that was edited since."""
+    if litellm.model_cost.get(candidate.price_name) == candidate.prices:
+        return candidate.price_name
+    written = json.dumps(candidate.prices, sort_keys=True, default=str)
+    name = f"uc-frozen-{hashlib.sha256(written.encode()).hexdigest()[:16]}"
+    litellm.model_cost.setdefault(name, dict(candidate.prices))
+    return name
+
+
+def _deployments(router: Any, group: str) -> list[Mapping[str, Any]]:
+    return (router.get_model_list(model_name=group) or []) if router is not None else []
+
+
+def _fallback_groups(router: Any, model: str) -> list[str]:
+    """Every group the router may turn to when `model` fails (litellm/router.py, `async_function_with_fallbacks`)."""
+    tables = [getattr(router, name, None) or [] for name in
+              ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")]  # fmt: skip
+    aliases = getattr(router, "model_group_alias", None) or {}
+    found: dict[str, None] = {}
+    ahead = [model]
+    while ahead:
+        group = ahead.pop(0)
+        for name in (group, _alias_target(aliases.get(group)), "*"):
+            for target in _targets(tables, name):
+                if target not in found and target != model:
+                    found[target] = None
+                    ahead.append(target)
+    return list(found)
+
+
+def _alias_target(alias: Any) -> str | None:
+    return alias.get("model") if isinstance(alias, Mapping) else alias
+
+
+def _targets(tables: Iterable[Iterable[Any]], group: str | None) -> Iterator[str]:
+    for table in tables:
+        for row in table:
+            for target in row.get(group, ()) if isinstance(row, Mapping) else ():
+                yield target["model"] if isinstance(target, Mapping) else target
+
+
+def _split(params: Mapping[str, Any]) -> tuple[str, str]:
+    """A deployment's model and LiteLLM's name of its provider."""
+    model = str(params["model"])
+    if provider := params.get("custom_llm_provider"):
+        return model, str(provider)
+    try:
+        return model, str(litellm.get_llm_provider(model=model, api_base=params.get("api_base"))[1])
+    except litellm.BadRequestError:
+        return model, model.split("/", 1)[0]
+
+
+def _price_name(model: str, provider: str) -> str | None:
+    """The key of a model's priced entry in the price map, None when it has none."""
+    bare = model.removeprefix(f"{provider}/")
+    names = (f"{provider}/{bare}", model, bare)
+    return next((n for n in names if pricing.is_priced(litellm.model_cost.get(n), written_by_operator=False)), None)
+
+
+def _known_limits(model: str, provider: str) -> Mapping[str, Any]:
+    return litellm.model_cost.get(_price_name(model, provider) or "") or {}
+
+
+def _limit(key: str, *sources: Mapping[str, Any]) -> int | None:
+    return next((int(value) for source in sources if isinstance(value := source.get(key), int | float)), None)

@@ -1,0 +1,299 @@
+"""PostgreSQL as the rest of the package sees it: one pool and two errors. No other module imports asyncpg.
+
+The pool sets its session state when it connects and nothing after that, so connections are handed back without the
+usual reset query (measured: it doubles the latency of a hold). Behind PgBouncer use session pooling: the settings
+travel as startup parameters, and statements are prepared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+
+from . import embedded
+from .errors import DatabaseError, DatabaseUnavailable
+from .settings import Settings
+
+Connection = asyncpg.Connection
+Row = asyncpg.Record
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    _Lent = PoolConnectionProxy[Row]
+
+IDLE_IN_TRANSACTION_S = 30
+
+# Classes and codes of https://www.postgresql.org/docs/current/errcodes-appendix.html that a later try may not meet.
+_TRANSIENT = (
+    "08",  # connection exception
+    "40",  # transaction rollback: deadlock, serialization failure
+    "53",  # insufficient resources: too many connections, disk full
+    "57",  # operator intervention: shutdown, crash of a sibling, statement_timeout
+    "58",  # system error outside PostgreSQL
+    "25006",  # read-only transaction: a standby that is not promoted yet
+    "25P03",  # idle in transaction for too long
+    "55P03",  # lock_timeout
+)
+
+
+async def dsn(settings: Settings) -> str:
+    """The URL of the database: `UC_DATABASE_URL`, or the embedded server's, which is started if need be."""
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    return await embedded.ensure(settings)
+
+
+class Database:
+    """A pool of connections whose session looks at our schema only.
+
+    It needs no care when PostgreSQL goes away: while it is down, calls fail at once or after `timeout_s`; when it is
+    back, they work.
+
+    Parameters
+    ----------
+    settings
+        Of the process; `database.timeout_s` bounds each call unless the call says otherwise.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._timeout_s = settings.database.timeout_s
+        self._open_pool: asyncpg.Pool[Row] | None = None
+
+    async def open(self) -> Database:
+        """Make the pool. It connects on the first call, so that a worker may start before PostgreSQL does.
+
+        Raises
+        ------
+        DatabaseError
+            The URL is malformed, or the embedded server cannot be used.
+        """
+        with translated():
+            self._open_pool = await asyncpg.create_pool(
+                **_connect_arguments(await dsn(self._settings), self._settings),
+                min_size=0,
+                max_size=self._settings.database.pool_size,
+                reset=_nothing,
+                init=_set_codecs,
+            )
+        return self
+
+    async def close(self) -> None:
+        """Close all connections; calls under way have `timeout_s` to end."""
+        if pool := self._open_pool:
+            self._open_pool = None
+            try:
+                await asyncio.wait_for(pool.close(), self._timeout_s)
+            except asyncio.TimeoutError:
+                pool.terminate()
+
+    async def __aenter__(self) -> Database:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def fetch(self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False) -> list[Row]:
+        """All rows of a statement.
+
+        Parameters
+        ----------
+        sql
+            One statement; arguments are `$1`, `$2`, ….
+        timeout
+            Seconds for everything: waiting for a connection, connecting, the statement. Default `timeout_s`.
+        idempotent
+            The statement may safely run twice: it is tried once more, on a fresh connection, when a connection broke.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            PostgreSQL could not be reached or did not answer in time. What the statement does may have happened.
+        DatabaseError
+            PostgreSQL refused the statement; nothing has happened.
+        """
+        return await self._call(
+            lambda connection, left: connection.fetch(sql, *args, timeout=left), timeout, idempotent
+        )
+
+    async def fetchrow(
+        self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False
+    ) -> Row | None:
+        """The first row of a statement, or None; parameters and errors as `fetch`."""
+        return await self._call(
+            lambda connection, left: connection.fetchrow(sql, *args, timeout=left), timeout, idempotent
+        )
+
+    async def fetchval(self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Any:
+        """The first column of the first row, or None; parameters and errors as `fetch`."""
+        return await self._call(
+            lambda connection, left: connection.fetchval(sql, *args, timeout=left), timeout, idempotent
+        )
+
+    async def execute(self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False) -> str:
+        """Run a statement and return its tag (`UPDATE 1`); parameters and errors as `fetch`."""
+        return await self._call(
+            lambda connection, left: connection.execute(sql, *args, timeout=left), timeout, idempotent
+        )
+
+    async def _call(
+        self, statement: Callable[[_Lent, float], Awaitable[T]], timeout: float | None, idempotent: bool
+    ) -> T:
+        deadline = time.monotonic() + (self._timeout_s if timeout is None else timeout)
+        try:
+            return await self._call_once(statement, deadline)
+        except DatabaseUnavailable:
+            if not idempotent or time.monotonic() >= deadline:
+                raise
+        return await self._call_once(statement, deadline)
+
+    async def _call_once(self, statement: Callable[[_Lent, float], Awaitable[T]], deadline: float) -> T:
+        with translated():
+            async with self._lend(deadline) as connection:
+                left = _left(deadline)
+                if left <= self._timeout_s:
+                    return await statement(connection, left)
+                async with connection.transaction():
+                    await connection.execute(f"SET LOCAL statement_timeout = {_milliseconds(left)}")
+                    return await statement(connection, left)
+
+    @asynccontextmanager
+    async def _lend(self, deadline: float) -> AsyncIterator[_Lent]:
+        pool = self._pool()
+        connection = await pool.acquire(timeout=_left(deadline))
+        try:
+            yield connection
+        except BaseException as error:
+            if _is_broken(error):
+                await pool.expire_connections()  # A broken connection is seldom the only one.
+            if not _is_in_step(error):
+                connection.terminate()  # Its answer was not read (a cancellation, too), so it cannot be used again.
+            raise
+        finally:
+            await pool.release(connection)
+
+    def _pool(self) -> asyncpg.Pool[Row]:
+        if self._open_pool is None:
+            raise DatabaseUnavailable("The database is not open in this process (not yet, or no longer).")
+        return self._open_pool
+
+
+@asynccontextmanager
+async def connect(settings: Settings, *, timeout: float = 10, **server_settings: str) -> AsyncIterator[Connection[Row]]:
+    """One connection outside the pool, closed at the end; errors are translated as in `Database`.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to connect.
+    server_settings
+        PostgreSQL settings of the session that differ from the pool's.
+    """
+    with translated():
+        arguments = _connect_arguments(await dsn(settings), settings)
+        arguments["server_settings"].update(server_settings)
+        connection = await asyncpg.connect(**{**arguments, "timeout": timeout, "command_timeout": None})
+        try:
+            await _set_codecs(connection)
+            yield connection
+        finally:
+            await _close(connection)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn all that asyncpg and the network raise into `DatabaseUnavailable` or `DatabaseError`."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        raise _refused(error) from error
+    except asyncpg.InterfaceError as error:
+        if isinstance(error, ValueError):
+            raise DatabaseError(f"PostgreSQL was not asked: {error}") from error
+        raise DatabaseUnavailable(f"The connection to PostgreSQL broke: {error}") from error
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise DatabaseUnavailable("PostgreSQL did not answer in time.") from error
+    except (OSError, asyncpg.InternalClientError) as error:
+        raise DatabaseUnavailable(f"PostgreSQL cannot be reached: {error}") from error
+
+
+def _refused(error: asyncpg.PostgresError) -> DatabaseError:
+    kind = DatabaseUnavailable if _is_transient(error.sqlstate) else DatabaseError
+    hint = f" {error.hint}" if getattr(error, "hint", None) else ""
+    constraint = getattr(error, "constraint_name", None)
+    return kind(f"PostgreSQL: {error.args[0]}.{hint}", sqlstate=error.sqlstate, constraint=constraint)
+
+
+def _is_in_step(error: BaseException) -> bool:
+    """Whether client and server still agree: the server answered, or was not asked because an argument is wrong."""
+    return isinstance(error, asyncpg.PostgresError | ValueError)
+
+
+def _is_broken(error: BaseException) -> bool:
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(("08", "57P"))
+    if isinstance(error, ValueError | asyncio.TimeoutError | TimeoutError):
+        return False
+    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
+
+
+def _is_transient(sqlstate: str | None) -> bool:
+    return sqlstate is None or sqlstate.startswith(_TRANSIENT)
+
+
+def _connect_arguments(url: str, settings: Settings) -> dict[str, Any]:
+    timeout_s = settings.database.timeout_s
+    # A little shorter than ours, so that PostgreSQL says why, and nothing abandoned goes on there.
+    server_timeout = _milliseconds(timeout_s * 0.9)
+    return {
+        "dsn": url,
+        "timeout": timeout_s,
+        "command_timeout": timeout_s,
+        "server_settings": {
+            "application_name": "uc_litellm_plugin",
+            "search_path": f'"{settings.database.schema_name}", pg_temp',
+            "lock_timeout": server_timeout,
+            "statement_timeout": server_timeout,
+            "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_S),
+            "timezone": "UTC",
+        },
+    }
+
+
+async def _set_codecs(connection: Any) -> None:
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(name, schema="pg_catalog", encoder=_to_json, decoder=json.loads)
+
+
+def _to_json(value: Any) -> str:
+    """JSON that PostgreSQL accepts (no NaN), with amounts and times as strings."""
+    return json.dumps(value, allow_nan=False, default=str)
+
+
+async def _nothing(_: Any) -> None:
+    """The pool's reset: our statements leave no state in a session."""
+
+
+async def _close(connection: Connection[Row]) -> None:
+    try:
+        await connection.close(timeout=1)
+    except (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        connection.terminate()
+
+
+def _left(deadline: float) -> float:
+    if (left := deadline - time.monotonic()) <= 0:
+        raise asyncio.TimeoutError
+    return left
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))

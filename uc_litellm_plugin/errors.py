@@ -1,0 +1,168 @@
+"""Every error of the plugin, with the HTTP status and the body a client gets for it.
+
+    UcError
+    ├── SettingsError        a setting is missing or wrong (at start)
+    ├── DatabaseError        PostgreSQL said no, or its schema is not as needed; the same again fails again
+    │   └── DatabaseUnavailable  PostgreSQL could not be asked, or its answer was lost; worth a retry
+    ├── CommandRefused       an operator's command is turned away
+    └── Refusal              a client's request is turned away
+        ├── BadRequest           400
+        ├── Unauthorized         401
+        ├── InsufficientCredits  402
+        ├── Forbidden            403
+        ├── Unexpected           500
+        └── LedgerUnavailable    503
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class UcError(Exception):
+    """The root of all errors this package raises on purpose."""
+
+
+class SettingsError(UcError):
+    """A setting is missing or wrong; the message names the file, the key and the fix."""
+
+
+class DatabaseError(UcError):
+    """The database is not what this code needs, or refused a statement; the same again fails again.
+
+    Parameters
+    ----------
+    message
+        What is wrong and how to mend it.
+    sqlstate
+        PostgreSQL's five-character code, where the server gave one.
+    constraint
+        The name of the violated constraint, where one was.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+
+
+class DatabaseUnavailable(DatabaseError):
+    """PostgreSQL could not be asked, or its answer was lost: the statement may or may not have been committed."""
+
+
+class CommandRefused(UcError):
+    """An operator's command that was not carried out; nothing has changed.
+
+    Parameters
+    ----------
+    message
+        What is wrong and the way out.
+    code
+        A word programs can switch on.
+    """
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Refusal(UcError):
+    """A request that is turned away before anything is sent to a provider.
+
+    Parameters
+    ----------
+    message
+        For the caller: what is wrong and the way out. It must hold no secret.
+    code
+        A word programs can switch on; defaults to the class's.
+    param
+        The body field at fault, if one is.
+    metadata
+        Facts for programs, as JSON; amounts are decimal strings in credits.
+    headers
+        HTTP headers to send along.
+    """
+
+    status: ClassVar[int] = 400
+    type: ClassVar[str] = "invalid_request_error"
+    default_code: ClassVar[str] = "invalid_request"
+    # What the official clients read to decide whether to try again: openai/_base_client.py, anthropic/_base_client.py.
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.param = param
+        self.metadata = dict(metadata or {})
+        self.headers = {"x-should-retry": str(self.retryable).lower(), **(headers or {})}
+
+    def error(self) -> dict[str, Any]:
+        """The `error` object of the OpenAI envelope."""
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": self.type,
+            "code": self.code,
+            "param": self.param,
+        }
+        return {**error, "metadata": self.metadata} if self.metadata else error
+
+
+class BadRequest(Refusal):
+    """400: the body cannot be priced, or holds what is not allowed."""
+
+
+class Unauthorized(Refusal):
+    """401: nobody knows this key."""
+
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class InsufficientCredits(Refusal):
+    """402: the worst case of this call does not fit into what is available."""
+
+    status = 402
+    type = "insufficient_credits"
+    default_code = "insufficient_credits"
+
+
+class Forbidden(Refusal):
+    """403: a known caller may not do this."""
+
+    status = 403
+    type = "permission_error"
+    default_code = "forbidden"
+
+
+class Unexpected(Refusal):
+    """500: a fault of ours; the log has it, the client does not."""
+
+    status = 500
+    type = "internal_error"
+    default_code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("The request could not be checked because of an internal error; nothing was sent or charged.")
+
+
+class LedgerUnavailable(Refusal):
+    """503: PostgreSQL did not answer, so nothing could be held; nothing was sent."""
+
+    status = 503
+    type = "service_unavailable"
+    default_code = "ledger_unavailable"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, headers={"retry-after": str(retry_after_s)})

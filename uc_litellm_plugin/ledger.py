@@ -1,0 +1,229 @@
+"""Hold, settle, release, extend, expire: one SQL function each (`sql/functions.sql`), and never a lost settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from .call import Outcome
+from .database import Database, Row
+from .errors import DatabaseError, DatabaseUnavailable, LedgerUnavailable
+from .outbox import Outbox, Record, Segment
+
+logger = logging.getLogger(__name__)
+
+_HOLD = "SELECT * FROM hold_credits($1, $2, $3, $4, make_interval(secs => $5), $6, $7)"
+_SETTLE = "SELECT * FROM settle_credits($1)"
+_EXTEND = "SELECT hold_id FROM extend_holds($1, make_interval(secs => $2))"
+_EXPIRE = "SELECT hold_id, user_id, amount FROM expire_holds($1)"
+_QUARANTINE = "INSERT INTO settlement_quarantine (hold_id, user_id, record, error) VALUES ($1, $2, $3, $4)"
+
+_LARGEST_BATCH = 100
+_STRANGE = ("conflict", "unknown_account", "invalid_amount")
+
+
+@dataclass(frozen=True)
+class Held:
+    """The answer to a hold.
+
+    Attributes
+    ----------
+    error
+        None when the credits are held; else why not, in the words of `hold_credits`.
+    amount
+        Credits held.
+    remaining, held, available, debt
+        The account after it; None for an unknown account.
+    cap_room
+        What the monthly cap left before it, None without a cap.
+    """
+
+    error: str | None
+    amount: Decimal
+    remaining: Decimal | None
+    held: Decimal | None
+    available: Decimal | None
+    debt: Decimal | None
+    cap_room: Decimal | None
+
+
+class Ledger:
+    """The ledger of one worker.
+
+    Settlements that arrive while one is under way travel together in the next statement.
+
+    Parameters
+    ----------
+    database
+        An open one.
+    outbox
+        Takes what PostgreSQL does not.
+    lease_s
+        How long a hold lives unless extended. Seconds.
+    """
+
+    def __init__(self, database: Database, outbox: Outbox, lease_s: float) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._lease_s = lease_s
+        self._waiting: list[tuple[Record, asyncio.Future[Outcome]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._stranded: list[Record] = []
+        self._flushing = asyncio.Lock()
+
+    async def hold(
+        self, hold_id: UUID, user_id: str, amount: Decimal, least: Decimal, power_level: str, facts: dict[str, Any]
+    ) -> Held:
+        """Hold `amount` credits, or what is available if that is at least `least`.
+
+        Raises
+        ------
+        LedgerUnavailable
+            PostgreSQL or the outbox cannot do its part; nothing may be sent.
+        """
+        if self._stranded:
+            raise LedgerUnavailable("Settlements cannot be written down at the moment; please try again shortly.")
+        try:
+            row = await self._database.fetchrow(
+                _HOLD, hold_id, user_id, amount, least, self._lease_s, power_level, facts, idempotent=True
+            )
+        except DatabaseError as error:
+            logger.error("no hold for user %s: %s", user_id, error, extra={"action": "hold_failed"})
+            raise LedgerUnavailable("The credit ledger cannot be reached; please try again shortly.") from error
+        assert row is not None  # noqa: S101 - hold_credits answers with exactly one row
+        return _held(row)
+
+    async def settle(self, record: Record) -> Outcome:
+        """Charge or release a hold; returns when that is in PostgreSQL, or fsynced in the outbox.
+
+        Safe to call twice with the same hold id. The work goes on when the caller is cancelled.
+        """
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((record, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        return await asyncio.shield(future)
+
+    async def extend(self, hold_ids: Iterable[UUID]) -> set[UUID]:
+        """Renew the leases of live calls; returns those that still were open."""
+        rows = await self._database.fetch(_EXTEND, list(hold_ids), self._lease_s, idempotent=True)
+        return {row["hold_id"] for row in rows}
+
+    async def expire(self) -> int:
+        """Free lapsed holds, by the database's clock; returns how many."""
+        rows = await self._database.fetch(_EXPIRE, _LARGEST_BATCH, idempotent=True)
+        for row in rows:
+            logger.warning("hold %s of user %s lapsed: %s credits freed", *row, extra={"action": "hold_expired"})
+        return len(rows)
+
+    async def flush(self) -> int:
+        """Settle what waits in the outbox, dead processes' segments included; returns how many records.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            PostgreSQL is still away; nothing is lost.
+        """
+        async with self._flushing:
+            if self._stranded:
+                stranded, self._stranded = self._stranded, []
+                await self._put_aside(stranded)
+            segments = await asyncio.to_thread(lambda: list(self._outbox.claim()))
+            return sum([await self._flush_segment(segment) for segment in segments])
+
+    async def _flush_segment(self, segment: Segment) -> int:
+        try:
+            records = await asyncio.to_thread(segment.records)
+            for start in range(0, len(records), _LARGEST_BATCH):
+                await self._settle_all(records[start : start + _LARGEST_BATCH])
+        except DatabaseUnavailable:
+            segment.release()
+            raise
+        except (DatabaseError, OSError):
+            segment.release()
+            logger.critical("outbox segment %s cannot be settled", segment.path, exc_info=True)
+            return 0
+        await asyncio.to_thread(segment.delete)
+        return len(records)
+
+    async def drain(self) -> None:
+        """Wait until every settlement that was asked for is written."""
+        while self._writer is not None and not self._writer.done():
+            await asyncio.wait([self._writer])
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+            outcomes = await self._settle_or_keep([record for record, _ in batch])
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                if not future.done():
+                    future.set_result(outcome)
+
+    async def _settle_or_keep(self, records: list[Record]) -> list[Outcome]:
+        try:
+            return await self._settle_all(records)
+        except DatabaseError as error:
+            logger.error("%d settlement(s) go to the outbox: %s", len(records), error, extra={"action": "outbox"})
+            await self._put_aside(records)
+            return [Outcome(Decimal(record["charge"]), None) for record in records]
+        except asyncio.CancelledError:
+            # The loop is ending: what is not written now is not written at all.
+            self._outbox.append(records)
+            raise
+
+    async def _settle_all(self, records: list[Record]) -> list[Outcome]:
+        try:
+            rows = await self._database.fetch(_SETTLE, records, idempotent=True)
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError as error:
+            # One bad row must not stop the others' settlements.
+            if len(records) == 1:
+                return [await self._settle_bare(records[0], error)]
+            return [outcome for record in records for outcome in await self._settle_all([record])]
+        for record, row in zip(records, rows, strict=True):
+            if row["outcome"] in _STRANGE:
+                await self._quarantine(record, row["outcome"])
+        return [Outcome(row["charged"] or Decimal(0), row["credits_remaining"]) for row in rows]
+
+    async def _settle_bare(self, record: Record, error: DatabaseError) -> Outcome:
+        """Settle a record that PostgreSQL refuses, without its usage row, and keep the original for an operator."""
+        bare = {**record, "usage": None if record["usage"] is None else {"metadata": {"quarantined": True}}}
+        await self._quarantine(record, str(error))
+        row = await self._database.fetchrow(_SETTLE, [bare], idempotent=True)
+        assert row is not None  # noqa: S101 - settle_credits answers with one row per record
+        return Outcome(row["charged"] or Decimal(0), row["credits_remaining"])
+
+    async def _quarantine(self, record: Record, why: str) -> None:
+        logger.critical(
+            "settlement of hold %s needs an operator: %s", record["hold_id"], why, extra={"action": "quarantine"}
+        )
+        # JSON as text keeps what jsonb refuses (NUL, lone surrogates), as escapes.
+        arguments = (UUID(record["hold_id"]), record["user_id"], json.dumps(record), why)
+        await self._database.execute(_QUARANTINE, *arguments)
+
+    async def _put_aside(self, records: list[Record]) -> None:
+        try:
+            await asyncio.to_thread(self._outbox.append, records)
+        except OSError as error:
+            self._stranded += records
+            logger.critical("the outbox cannot be written, %d settlement(s) are kept in memory and new calls are "
+                            "refused: %s", len(self._stranded), error, extra={"action": "outbox_failed"})  # fmt: skip
+
+
+def _held(row: Row) -> Held:
+    return Held(
+        error=None if row["success"] else row["error"],
+        amount=row["held"] or Decimal(0),
+        remaining=row["credits_remaining"],
+        held=row["credits_held"],
+        available=row["credits_available"],
+        debt=row["credits_debt"],
+        cap_room=row["credits_cap_room"],
+    )

@@ -1,0 +1,207 @@
+"""Settlements that PostgreSQL did not take in time, kept on disk until it does.
+
+A segment is an append-only file of one process, locked by it as long as it lives. A record is a line: the CRC-32 of
+its JSON in eight hex digits, a space, the JSON. An append is fsynced before it counts. Segments whose lock is free
+belong to dead processes and are adopted by whoever comes first. A line that does not match its CRC (a torn write) is
+cut out, kept beside the segment as `.corrupt`, and reported; it is never fatal. Settling twice is harmless: the
+database knows each by its hold id.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+SUFFIX = ".outbox"
+
+
+class OutboxFull(OSError):
+    """The outbox holds as many bytes as it may."""
+
+
+class Outbox:
+    """The segments in one directory. Its methods block on the disk; callers run them in a thread.
+
+    Parameters
+    ----------
+    directory
+        Must outlive the machine's restarts; is made if missing.
+    most_bytes
+        How much all segments together may hold before new calls are refused.
+    """
+
+    def __init__(self, directory: Path, most_bytes: int) -> None:
+        self._directory = directory
+        self._most_bytes = most_bytes
+        self._segment: BinaryIO | None = None
+
+    def check(self) -> None:
+        """Make sure a record could be written now.
+
+        Raises
+        ------
+        OSError
+            The directory cannot be written, or is full.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.size() >= self._most_bytes:
+            raise OutboxFull(f"the outbox {self._directory} holds its {self._most_bytes} bytes; is PostgreSQL back?")
+        if self._segment is None:
+            self._segment = self._create()
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write records so that they survive a crash of the machine.
+
+        Raises
+        ------
+        OSError
+            They could not be written; none counts.
+        """
+        if self._segment is None:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._segment = self._create()
+        segment = self._segment
+        end = segment.seek(0, os.SEEK_END)
+        try:
+            segment.write(b"".join(_encode(record) for record in records))
+            segment.flush()
+            os.fsync(segment.fileno())
+        except OSError:
+            self._abandon(segment, end)
+            raise
+
+    def claim(self) -> Iterator[Segment]:
+        """Segments to be settled: this process's own, closed for writing, and those of dead processes."""
+        own, self._segment = self._segment, None
+        if own is not None:
+            yield from self._own(own)
+        for path in sorted(self._directory.glob(f"*{SUFFIX}")) if self._directory.is_dir() else ():
+            if (file := _lock(path)) is not None:
+                yield Segment(path, file)
+
+    def size(self) -> int:
+        """Bytes in all segments."""
+        return sum(size for size, _ in self._stats())
+
+    def age_s(self) -> float:
+        """Seconds since the oldest record that waits was begun, 0 when none waits."""
+        waiting = [born for size, born in self._stats() if size]
+        return max(0.0, time.time() - min(waiting)) if waiting else 0.0
+
+    def _own(self, file: BinaryIO) -> Iterator[Segment]:
+        segment = Segment(Path(os.fsdecode(file.name)), file)
+        if file.seek(0, os.SEEK_END):
+            yield segment
+        else:
+            segment.delete()
+
+    def _create(self) -> BinaryIO:
+        path = self._directory / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}"
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _sync_directory(self._directory)
+        return file
+
+    def _abandon(self, segment: BinaryIO, end: int) -> None:
+        """Take back a half-written append, and never write to that file again: its state is in doubt."""
+        self._segment = None
+        try:
+            segment.truncate(end)
+        except OSError:
+            logger.exception("could not take back a torn append to %s; its CRC will", segment.name)
+        finally:
+            segment.close()
+
+    def _stats(self) -> Iterator[tuple[int, float]]:
+        for path in self._directory.glob(f"*{SUFFIX}") if self._directory.is_dir() else ():
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                continue
+            yield found.st_size, int(path.name.split("-", 1)[0]) / 1e9
+
+
+class Segment:
+    """A closed segment, locked by us until it is deleted or released."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self._file = file
+
+    def records(self) -> list[Record]:
+        """All records whose CRC is right; the others are set aside."""
+        self._file.seek(0)
+        records, corrupt = [], []
+        for line in self._file:
+            record = _decode(line)
+            if record is None:
+                corrupt.append(line)
+            else:
+                records.append(record)
+        if corrupt:
+            self._set_aside(corrupt)
+        return records
+
+    def delete(self) -> None:
+        """All its records are settled."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def release(self) -> None:
+        """Leave it for a later try."""
+        self._file.close()
+
+    def _set_aside(self, lines: list[bytes]) -> None:
+        aside = self.path.with_suffix(".corrupt")
+        aside.write_bytes(b"".join(lines))
+        logger.error("outbox segment %s had %d corrupt record(s), kept in %s", self.path.name, len(lines), aside)
+
+
+def _encode(record: Record) -> bytes:
+    body = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _decode(line: bytes) -> Record | None:
+    checksum, _, body = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or len(checksum) != 8 or checksum != b"%08x" % zlib.crc32(body):
+        return None
+    record = json.loads(body)
+    return record if isinstance(record, dict) else None
+
+
+def _lock(path: Path) -> BinaryIO | None:
+    """Open a segment if nobody else has it."""
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    if not path.exists():  # Deleted by the one who held the lock before us.
+        file.close()
+        return None
+    return file
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

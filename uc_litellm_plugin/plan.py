@@ -1,0 +1,215 @@
+"""The plan of a call: the deployments it may use, what the dearest of them can cost, and the output that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from . import pricing
+from .demand import Demand, input_bound, unseen
+from .errors import BadRequest
+from .pricing import Rates, Terms
+from .requests import LARGEST_CAP
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A deployment that may answer, with its prices as they stand when the call is held.
+
+    Attributes
+    ----------
+    deployment
+        LiteLLM's `model_info.id`.
+    group
+        The model group it was found in.
+    model
+        The model's name at its provider, with LiteLLM's prefix.
+    provider
+        The company behind it, by our name for it.
+    litellm_provider
+        LiteLLM's name for the same.
+    price_name
+        The entry's key in LiteLLM's price map.
+    prices
+        The entry itself, USD per unit.
+    custom_prices
+        The operator wrote the prices on the deployment.
+    max_output, context
+        The model's limits in tokens, None when unknown.
+    reasons
+        It may spend output tokens on reasoning that it does not show.
+    """
+
+    deployment: str
+    group: str
+    model: str
+    provider: str
+    litellm_provider: str
+    price_name: str
+    prices: Mapping[str, Any]
+    custom_prices: bool
+    max_output: int | None
+    context: int | None
+    reasons: bool = False
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """One candidate's worst case: what it may read, and at which rates."""
+
+    candidate: Candidate
+    input_tokens: int
+    rates: Rates
+
+    def output(self, cap: int) -> int:
+        return min(cap, self.candidate.max_output or cap)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call may use and cost.
+
+    Attributes
+    ----------
+    terms
+        USD to credits, frozen.
+    bounds
+        The candidates in the order of the router's list, each with its worst case.
+    answers
+        How many answers may be generated.
+    wanted_cap
+        Output tokens per answer if credits allow: what the client named, else the level's default; 0 without output.
+    smallest_cap
+        What the cap may be lowered to; equal to `wanted_cap` when the client named it.
+    least_output
+        What is priced at least, since the provider may be asked for it whatever the cap. Tokens.
+    """
+
+    terms: Terms
+    bounds: tuple[_Bound, ...]
+    answers: int
+    wanted_cap: int
+    smallest_cap: int
+    least_output: int = 0
+
+    def candidate(self, deployment: str | None) -> Candidate | None:
+        """The candidate with this deployment id, None when the plan has none."""
+        return next((b.candidate for b in self.bounds if b.candidate.deployment == deployment), None)
+
+    def cost(self, cap: int) -> Decimal:
+        """The most credits the call can cost with `cap` output tokens per answer, over all candidates."""
+        return max(self._cost_of(bound, cap) for bound in self.bounds)
+
+    def affordable(self, available: Decimal) -> int:
+        """The most output tokens per answer that `available` credits cover at every candidate; below 0 for none."""
+        return min(
+            pricing.affordable_output(b.rates, b.input_tokens, available, self.terms, self.answers) for b in self.bounds
+        )
+
+    def cap_within(self, held: Decimal) -> int:
+        """The cap to write into the request when `held` credits are held."""
+        return max(0, min(self.wanted_cap, self.affordable(held)))
+
+    def _cost_of(self, bound: _Bound, cap: int) -> Decimal:
+        output = max(bound.output(cap), self.least_output) * self.answers
+        usd = pricing.worst_usd(bound.rates, bound.input_tokens, output)
+        return pricing.credits(usd, self.terms)
+
+
+def make(
+    demand: Demand,
+    counted: int,
+    candidates: Sequence[Candidate],
+    terms: Terms,
+    *,
+    default_cap: int,
+    min_cap: int,
+    least_output: int,
+    unbounded_input: str,
+) -> Plan:
+    """Bound a request over its candidates.
+
+    Parameters
+    ----------
+    demand, counted
+        What was asked, and its text in tokens.
+    candidates
+        The priced deployments of the group and its fallbacks.
+    terms
+        USD to credits.
+    default_cap, min_cap
+        The level's output limit and the smallest useful one, for requests that name none. Tokens.
+    least_output
+        What the provider may be asked for whatever the cap. Tokens.
+    unbounded_input
+        `refuse` or `hold`, for input whose size cannot be seen.
+
+    Raises
+    ------
+    BadRequest
+        The input has no bound at any candidate.
+    """
+    bounds = tuple(_bound(demand, counted, candidate, unbounded_input) for candidate in candidates)
+    if not demand.writes:
+        return Plan(terms, bounds, demand.answers, 0, 0)
+    if demand.cap is not None:
+        return Plan(terms, bounds, demand.answers, demand.cap, demand.cap, least_output)
+    wanted = max(min(default_cap, *(_room(bound) for bound in bounds)), min_cap)
+    return Plan(terms, bounds, demand.answers, wanted, min(wanted, min_cap), least_output)
+
+
+def _room(bound: _Bound) -> int:
+    """What a small context window leaves for output; a limit that the client did not name must not overflow it."""
+    context = bound.candidate.context
+    return LARGEST_CAP if context is None else context - bound.input_tokens
+
+
+def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: str) -> _Bound:
+    tokens = input_bound(demand, counted, candidate.model)
+    hidden = unseen(demand, candidate.model) + demand.tools_named
+    if hidden and unbounded_input == "refuse":
+        raise BadRequest(
+            f"The cost of this input cannot be bounded in advance ({', '.join(hidden)}): send the content itself, "
+            "or ask the operator for holds.unbounded_input: hold.",
+            code="unbounded_input",
+        )
+    if hidden or demand.whole_context:
+        tokens = max(tokens, _whole_context(candidate) * _readings(demand))
+    trigger = pricing.Trigger(
+        input_tokens=tokens,
+        caches=demand.caches or _caches_unasked(candidate),
+        images=bool(demand.images or demand.remote_images or demand.whole_context),
+        speech=bool(demand.audio_bytes or demand.speaks),
+        tier=demand.tier,
+    )
+    rates = pricing.dearest(candidate.prices, trigger)
+    fees = rates.fee + pricing.tool_fee(candidate.prices) * max(demand.tool_calls, 0)
+    return _Bound(candidate, tokens, Rates(rates.input, rates.output, fees))
+
+
+def _readings(demand: Demand) -> int:
+    """How often the context may be read: once, and again after each call of a tool at the provider."""
+    if demand.tool_calls < 0:
+        raise BadRequest(
+            f"Set max_uses on the tool, or max_tool_calls, to bound its cost: {', '.join(demand.tools_named)}.",
+            code="unbounded_input",
+            param="tools",
+        )
+    return demand.tool_calls + 1
+
+
+def _whole_context(candidate: Candidate) -> int:
+    if candidate.context is None:
+        raise BadRequest(
+            f"The context window of {candidate.group} is not known, so this input cannot be bounded; "
+            "the operator can set model_info.max_input_tokens.",
+            code="unbounded_input",
+        )
+    return candidate.context
+
+
+def _caches_unasked(candidate: Candidate) -> bool:
+    """Anthropic's models write the prompt cache only when asked; others may by themselves."""
+    return "claude" not in candidate.model.lower()

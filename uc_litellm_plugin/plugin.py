@@ -1,0 +1,16 @@
+"""The two objects that LiteLLM's `config.yaml` names. Importing this module makes the worker of this process."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from litellm.proxy._types import UserAPIKeyAuth
+
+from .callbacks import UcHandler
+
+proxy_handler_instance = UcHandler()
+
+
+# LiteLLM calls it by keyword or by position, so names and order are fixed: litellm/proxy/auth/user_api_key_auth.py.
+async def user_api_key_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
+    """`general_settings.custom_auth`: our API keys, and LiteLLM's master key as administrator."""
+    return await proxy_handler_instance.authenticate(request, api_key)

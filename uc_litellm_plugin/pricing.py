@@ -1,0 +1,195 @@
+"""Tokens to credits: the worst case before a call, the charge after it. The only place that rounds.
+
+Prices are entries of LiteLLM's price map (`litellm/model_prices_and_context_window_backup.json`), USD per unit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal, localcontext
+from typing import Any
+
+CREDIT = Decimal("0.000001")
+USD = Decimal("0.000000000001")
+ZERO = Decimal(0)
+
+# The largest amount NUMERIC(20,6) holds; anything dearer is a bug or an attack.
+LARGEST = Decimal("99999999999999.999999")
+
+_EXACT = Context(prec=60)
+_ABOVE = re.compile(r"_above_(\d+)k_tokens")
+_TIERS = ("priority", "flex", "batches")
+# Rates by time or by other units have no bound in tokens: such a deployment has no price for us.
+_UNBOUNDED = ("input_cost_per_second", "output_cost_per_second")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What turns a provider's USD into a user's credits, frozen when a call is held.
+
+    Attributes
+    ----------
+    power_level
+        The level the call runs at.
+    multiplier
+        The level's `cost_multiplier`.
+    markup
+        The tier's factor.
+    credits_per_usd
+        Credits sold for one USD of provider cost.
+    """
+
+    power_level: str
+    multiplier: Decimal
+    markup: Decimal
+    credits_per_usd: Decimal
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What a request can set off in a price entry.
+
+    Attributes
+    ----------
+    input_tokens
+        The input bound; decides which long-context rates can apply.
+    caches, images, speech
+        May write the prompt cache; holds images; holds or asks for audio.
+    tier
+        The service tier asked for, None when none was.
+    """
+
+    input_tokens: int
+    caches: bool = False
+    images: bool = False
+    speech: bool = False
+    tier: str | None = None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The dearest USD per input token and per output token that a request can trigger, and a fee per request."""
+
+    input: Decimal
+    output: Decimal
+    fee: Decimal = ZERO
+
+
+def dearest(entry: Mapping[str, Any], trigger: Trigger) -> Rates:
+    """The worst rates of a price entry for one request.
+
+    Every rate whose condition the request can meet counts, the dearest wins: base rates, long-context rates where the
+    input can reach the threshold, cache writes, audio, images, reasoning, and service tiers that were asked for.
+    """
+    reads = [rate for key, rate in _rates(entry) if _is_input(key) and _can_happen(key, trigger)]
+    writes = [rate for key, rate in _rates(entry) if _is_output(key) and _can_happen(key, trigger)]
+    for tier in entry.get("tiered_pricing") or []:
+        reads += [rate for key, rate in _rates(tier) if _is_input(key)]
+        writes += [rate for key, rate in _rates(tier) if _is_output(key)]
+    per_request = entry.get("input_cost_per_request") or entry.get("input_cost_per_query") or 0
+    return Rates(max(reads, default=ZERO), max(writes, default=ZERO), exact(per_request))
+
+
+def tool_fee(entry: Mapping[str, Any]) -> Decimal:
+    """The dearest fee in USD for one call of a tool that runs at the provider."""
+    searches = entry.get("search_context_cost_per_query") or {}
+    fees = [*searches.values()] if isinstance(searches, Mapping) else []
+    fees += [entry.get(key) or 0 for key in ("code_interpreter_cost_per_session", "computer_use_cost_per_session")]
+    fees.append(exact(entry.get("file_search_cost_per_1k_calls") or 0) / 1000)
+    return max((exact(fee) for fee in fees), default=ZERO)
+
+
+def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> bool:
+    """Whether a price entry can be charged by: 0 is a price only where the operator wrote it."""
+    if entry is None or any(entry.get(key) for key in _UNBOUNDED):
+        return False
+    rates = [entry.get("input_cost_per_token"), entry.get("output_cost_per_token")]
+    if entry.get("tiered_pricing"):
+        return True
+    if written_by_operator:
+        return any(rate is not None for rate in rates)
+    return any(rates)
+
+
+def is_free(entry: Mapping[str, Any]) -> bool:
+    """Whether nothing in the entry costs anything."""
+    return not any(rate for _, rate in _rates(entry)) and not entry.get("tiered_pricing")
+
+
+def credits(usd: Decimal, terms: Terms) -> Decimal:
+    """A provider's USD as a user's credits: USD x credits_per_usd x multiplier x markup, rounded up once to 1e-6.
+
+    Raises
+    ------
+    OverflowError
+        The amount does not fit a ledger row.
+    """
+    with localcontext(_EXACT):
+        amount = usd * terms.credits_per_usd * terms.multiplier * terms.markup
+        rounded = amount.quantize(CREDIT, rounding=ROUND_CEILING)
+    if not ZERO <= rounded <= LARGEST:
+        raise OverflowError(f"{rounded} credits do not fit a ledger row")
+    return rounded
+
+
+def usd(value: float | Decimal) -> Decimal:
+    """A cost in USD as LiteLLM computes it (a float), quantized to 1e-12, which is below any price's last digit."""
+    with localcontext(_EXACT):
+        return exact(value).quantize(USD, rounding=ROUND_HALF_EVEN)
+
+
+def worst_usd(rates: Rates, input_tokens: int, output_tokens: int) -> Decimal:
+    """The dearest outcome: all input and all output at the dearest rates."""
+    with localcontext(_EXACT):
+        return rates.input * input_tokens + rates.output * output_tokens + rates.fee
+
+
+def affordable_output(rates: Rates, input_tokens: int, available: Decimal, terms: Terms, answers: int) -> int:
+    """How many output tokens per answer `available` credits cover after the input; below 0 when not even the input.
+
+    The inverse of `credits(worst_usd(…))`: rounding up is undone by rounding the budget down.
+    """
+    with localcontext(_EXACT):
+        budget = available / (terms.credits_per_usd * terms.multiplier * terms.markup)
+        left = budget - rates.input * input_tokens - rates.fee
+        if left < 0:
+            return -1
+        if not rates.output:
+            return 1 << 40
+        return int(left / (rates.output * answers))
+
+
+def exact(value: Any) -> Decimal:
+    """A number as the Decimal of its shortest form, so that 0.1 is 0.1."""
+    return value if isinstance(value, Decimal) else Decimal(repr(value) if isinstance(value, float) else str(value))
+
+
+def _rates(entry: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
+    for key, value in entry.items():
+        if "_cost" in key and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                yield key, exact(value)
+            except ArithmeticError:
+                continue
+
+
+def _is_input(key: str) -> bool:
+    return "token" in key and (key.startswith(("input_cost_per", "cache_creation_input", "cache_read_input")))
+
+
+def _is_output(key: str) -> bool:
+    return "token" in key and key.startswith("output_cost_per")
+
+
+def _can_happen(key: str, trigger: Trigger) -> bool:
+    if (above := _ABOVE.search(key)) and trigger.input_tokens <= int(above[1]) * 1000:
+        return False
+    if any(f"_{tier}" in key for tier in _TIERS) and f"_{trigger.tier}" not in key and trigger.tier != "auto":
+        return False
+    if key.startswith("cache_creation") and not trigger.caches:
+        return False
+    if "_audio" in key and not trigger.speech:
+        return False
+    return "_image" not in key or trigger.images

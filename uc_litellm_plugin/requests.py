@@ -1,0 +1,200 @@
+"""The body of a paid request: which fields may stand in it, and numbers that are numbers."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import BadRequest
+from .routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Endpoint
+
+Body = Mapping[str, Any]
+
+# Every name under which a provider takes its output limit; each one that is present is overwritten with ours.
+CAP_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")
+
+_SAMPLING = {"temperature", "top_p", "top_k", "top_a", "min_p", "repetition_penalty", "seed", "stop"}
+_OPENAI = {"model", "stream", "user", "metadata", "frequency_penalty", "presence_penalty", "logit_bias"}
+_CACHING = {"prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store"}
+
+# The documented fields: https://platform.openai.com/docs/api-reference, https://docs.anthropic.com/en/api/messages.
+_FIELDS: Mapping[Endpoint, frozenset[str]] = {
+    CHAT: frozenset(
+        _OPENAI
+        | _SAMPLING
+        | _CACHING
+        | {"messages", "audio", "function_call", "functions", "logprobs", "max_completion_tokens", "max_tokens"}
+        | {"modalities", "n", "parallel_tool_calls", "prediction", "reasoning", "reasoning_effort", "response_format"}
+        | {"stream_options", "thinking", "tool_choice", "tools", "top_logprobs", "verbosity", "web_search_options"}
+    ),
+    COMPLETIONS: frozenset(
+        _OPENAI | _SAMPLING | {"prompt", "best_of", "echo", "logprobs", "max_tokens", "n", "stream_options", "suffix"}
+    ),
+    EMBEDDINGS: frozenset({"model", "input", "dimensions", "encoding_format", "input_type", "user", "metadata"}),
+    RESPONSES: frozenset(
+        _CACHING
+        | {"model", "stream", "user", "metadata", "temperature", "top_p", "top_logprobs", "input", "background"}
+        | {"conversation", "context_management", "include", "instructions", "max_output_tokens", "max_tool_calls"}
+        | {"parallel_tool_calls", "previous_response_id", "prompt", "reasoning", "stream_options", "text"}
+        | {"tool_choice", "tools", "truncation"}
+    ),
+    MESSAGES: frozenset(
+        {"model", "messages", "max_tokens", "metadata", "stop_sequences", "stream", "system", "temperature"}
+        | {"thinking", "tool_choice", "tools", "top_k", "top_p", "service_tier", "context_management"}
+        | {"output_config", "output_format", "cache_control"}
+    ),
+}
+
+# What steers LiteLLM rather than the model; no setting opens these (litellm/types/router.py, litellm/main.py).
+CONTROLS = frozenset(
+    {"extra_body", "extra_headers", "extra_query", "api_key", "api_base", "base_url", "api_version", "organization"}
+    | {"fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "disable_fallbacks", "num_retries"}
+    | {"max_retries", "timeout", "stream_timeout", "request_timeout", "specific_deployment", "routing_strategy"}
+    | {"no-log", "mock_response", "mock_tool_calls", "mock_timeout", "mock_testing_fallbacks", "litellm_metadata"}
+    | {"litellm_params", "litellm_call_id", "litellm_logging_obj", "proxy_server_request", "model_info", "model_list"}
+    | {"user_config", "cache", "caching", "custom_llm_provider", "input_cost_per_token", "output_cost_per_token"}
+    | {"base_model", "guardrails", "tags", "headers", "ssl_verify", "client", "azure_ad_token", "vertex_credentials"}
+    | {"drop_params", "additional_drop_params", "allowed_openai_params", "cooldown_time", "preset_cache_key"}
+    | {"enable_cache_control", "cache_control_injection_points", "router_settings_override", "merge_reasoning_content"}
+)
+
+LARGEST_CAP = 10_000_000
+_MOST_ANSWERS = 128
+_MOST_PROMPTS = 2048
+
+
+def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> None:
+    """Refuse a body that holds a field nobody documented, or a number that is none.
+
+    Parameters
+    ----------
+    endpoint
+        What is called.
+    body
+        The client's JSON, as it came.
+    extra_fields
+        Names the operator added (`requests.extra_fields`).
+
+    Raises
+    ------
+    BadRequest
+        Names the field.
+    """
+    for field in body:
+        _check_field(endpoint, field, extra_fields)
+    _check_model(body.get("model"))
+    for field in CAP_FIELDS:
+        whole_number(body, field, LARGEST_CAP)
+    for field in ("n", "best_of"):
+        whole_number(body, field, _MOST_ANSWERS)
+    _check_shape(endpoint, body)
+
+
+def _check_field(endpoint: Endpoint, field: str, extra_fields: frozenset[str]) -> None:
+    shown = clean(field, 100) or ""
+    if field in CONTROLS or field.startswith("_"):
+        raise BadRequest(
+            f"'{shown}' steers the proxy and is not taken from clients.", code="unknown_field", param=shown
+        )
+    if field not in _FIELDS[endpoint] and field not in extra_fields:
+        raise BadRequest(
+            f"'{shown}' is not a field of {endpoint.name} requests here; remove it, "
+            "or ask the operator to add it to requests.extra_fields.",
+            code="unknown_field",
+            param=shown,
+        )
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, str) or not model.strip() or len(model) > 512:
+        raise BadRequest("'model' must name one model.", code="invalid_model", param="model")
+    if "," in model or any(unicodedata.category(char) == "Cc" for char in model):
+        raise BadRequest(
+            "'model' must name one model: no commas, no control characters.", code="invalid_model", param="model"
+        )
+
+
+_SHAPES: Mapping[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
+    "stream": (bool, "true or false"),
+    "stream_options": (dict, "an object"),
+    "messages": (list, "an array"),
+    "tools": (list, "an array"),
+    "functions": (list, "an array"),
+    "modalities": (list, "an array"),
+    "metadata": (dict, "an object"),
+    "service_tier": (str, "a string"),
+    "max_tool_calls": (int, "a whole number"),
+}
+_PROMPT_FIELDS = {
+    CHAT: "messages",
+    MESSAGES: "messages",
+    COMPLETIONS: "prompt",
+    EMBEDDINGS: "input",
+    RESPONSES: "input",
+}
+
+
+def _check_shape(endpoint: Endpoint, body: Body) -> None:
+    for field, (kind, wanted) in _SHAPES.items():
+        if (value := body.get(field)) is not None and not isinstance(value, kind):
+            raise BadRequest(f"'{field}' must be {wanted}.", code="invalid_value", param=field)
+    if body.get("background"):
+        raise BadRequest(
+            "'background' answers cannot be charged when they are done; leave it out or set it to false.",
+            code="unsupported_value",
+            param="background",
+        )
+    field = _PROMPT_FIELDS[endpoint]
+    if body.get(field) in (None, "", []) and not (endpoint is RESPONSES and body.get("prompt")):
+        raise BadRequest(f"'{field}' is missing or empty.", code="missing_field", param=field)
+    if prompts(endpoint, body) > _MOST_PROMPTS:
+        raise BadRequest(f"'{field}' holds more than {_MOST_PROMPTS} items.", code="invalid_value", param=field)
+
+
+def whole_number(body: Body, field: str, most: int) -> int | None:
+    """The value of a numeric field, None where it is missing or null.
+
+    Raises
+    ------
+    BadRequest
+        It is not a whole number from 1 to `most`; `true` and 5.0 are none.
+    """
+    value = body.get(field)
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= most:
+        raise BadRequest(f"'{field}' must be a whole number from 1 to {most}.", code="invalid_value", param=field)
+    return value
+
+
+def named_cap(body: Body) -> int | None:
+    """The output limit the client named, in tokens: the smallest where it named several."""
+    named = [value for field in CAP_FIELDS if (value := body.get(field)) is not None]
+    return min(named) if named else None
+
+
+def prompts(endpoint: Endpoint, body: Body) -> int:
+    """How many prompts one completions request carries; a list of token numbers is one."""
+    if endpoint is not COMPLETIONS:
+        return 1
+    prompt = body.get("prompt")
+    if not isinstance(prompt, list) or all(isinstance(item, int) for item in prompt):
+        return 1
+    return len(prompt)
+
+
+def answers(endpoint: Endpoint, body: Body) -> int:
+    """How many answers the provider may generate: the larger of `n` and `best_of`, for each prompt."""
+    return max(body.get("n") or 1, body.get("best_of") or 1) * prompts(endpoint, body)
+
+
+def clean(value: Any, longest: int) -> str | None:
+    """A client's own name for something, fit for a row: no control characters, no surrogates, bounded.
+
+    PostgreSQL's text takes neither NUL nor lone surrogates.
+    """
+    if not isinstance(value, str):
+        return None
+    kept = "".join(char for char in value[:longest] if unicodedata.category(char) not in ("Cc", "Cs"))
+    return kept.strip() or None

@@ -1,0 +1,134 @@
+"""Which routes of the proxy cost credits, which are free on purpose; every other one is refused (default deny)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import BadRequest, Forbidden
+
+Dialect = Literal["openai", "anthropic", "responses"]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A kind of call that is held before and settled after.
+
+    Attributes
+    ----------
+    name
+        As it stands in usage rows.
+    call_type
+        What LiteLLM's pre-call hook calls it (litellm/proxy/common_request_processing.py, `route_type`).
+    dialect
+        Whose stream events and error bodies it speaks.
+    cap_field
+        The body field that limits its output, None when it has no output.
+    least_output
+        What the output limit may be raised to on the way to another dialect. Tokens. LiteLLM raises a smaller
+        `max_tokens` of `/v1/messages` for models that it reaches through `/v1/responses`.
+    """
+
+    name: str
+    call_type: str
+    dialect: Dialect
+    cap_field: str | None
+    least_output: int = 0
+
+
+CHAT = Endpoint("chat", "acompletion", "openai", "max_tokens")
+COMPLETIONS = Endpoint("completions", "atext_completion", "openai", "max_tokens")
+EMBEDDINGS = Endpoint("embeddings", "aembedding", "openai", None)
+RESPONSES = Endpoint("responses", "aresponses", "responses", "max_output_tokens")
+MESSAGES = Endpoint("messages", "anthropic_messages", "anthropic", "max_tokens", least_output=16)
+
+ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES)
+_BY_CALL_TYPE = {endpoint.call_type: endpoint for endpoint in ENDPOINTS}
+
+# Fetching a stored answer costs nothing; the pre-call hook checks whose it is.
+FETCH_RESPONSE = "aget_responses"
+
+_BILLED: Mapping[str, Endpoint] = {
+    "/v1/chat/completions": CHAT,
+    "/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+    "/embeddings": EMBEDDINGS,
+    "/v1/responses": RESPONSES,
+    "/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+}
+
+_FREE = (
+    re.compile(r"/(v1/)?models"),
+    re.compile(r"/(v1/)?models/[^/]+(/[^/]+)*"),
+    re.compile(r"/(v1/)?responses/[^/]+"),
+)
+
+# Paid kinds that the worst case of a hold does not cover yet: they get a clear 400 rather than a puzzling 403.
+_NOT_OFFERED = re.compile(
+    r"/(v1/)?(images/.+|audio/.+|rerank|moderations|batches.*|files.*|fine_tuning/.+|assistants.*|threads.*"
+    r"|vector_stores.*|videos.*|containers.*|realtime.*|responses/.+|messages/.+|ocr|search.*|skills.*|evals.*)"
+    r"|/v2/rerank"
+)
+
+RouteKind = Literal["billed", "free", "refused"]
+
+
+def kind(method: str, path: str) -> RouteKind:
+    """What happens to a user's request at this exact method and path."""
+    if method == "POST" and path in _BILLED:
+        return "billed"
+    if method == "GET" and any(pattern.fullmatch(path) for pattern in _FREE):
+        return "free"
+    return "refused"
+
+
+def check(method: str, path: str) -> None:
+    """Let a user's request pass to a billed or a free route.
+
+    Raises
+    ------
+    BadRequest
+        The route is one of the LLM kinds that are not offered.
+    Forbidden
+        Any other route; it may be an administrator's.
+    """
+    if kind(method, path) != "refused":
+        return
+    if _NOT_OFFERED.fullmatch(path):
+        raise not_offered(f"{method} {path}")
+    raise Forbidden(
+        f"{method} {path} is not open to API keys of users; offered are {', '.join(offered())} and GET /v1/models.",
+        code="route_not_allowed",
+    )
+
+
+def billed_call(call_type: str) -> Endpoint:
+    """The endpoint behind LiteLLM's call type.
+
+    Raises
+    ------
+    BadRequest
+        For every call type outside our table: what cannot be priced is not let through.
+    """
+    try:
+        return _BY_CALL_TYPE[call_type]
+    except KeyError:
+        raise not_offered(f"This kind of call ({call_type})") from None
+
+
+def not_offered(what: str) -> BadRequest:
+    """The refusal of a call whose worst case cannot be held."""
+    return BadRequest(
+        f"{what} is not offered here: its cost cannot be held in advance. Offered are {', '.join(offered())}.",
+        code="unsupported_endpoint",
+    )
+
+
+def offered() -> list[str]:
+    """The billed paths in their `/v1` form."""
+    return [path for path in _BILLED if path.startswith("/v1/")]

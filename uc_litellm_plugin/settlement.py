@@ -1,0 +1,163 @@
+"""After the call: one record per call, charged or released, whichever hook comes first."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from . import answers, pricing
+from .call import Answer, Call, Outcome
+from .outbox import Record
+from .plan import Candidate
+
+logger = logging.getLogger(__name__)
+
+CostFunction = Callable[[Candidate, Mapping[str, Any], str, str | None], Decimal]
+
+
+class Settlement:
+    """Ends calls.
+
+    Parameters
+    ----------
+    settle
+        Takes a record and returns when it is safe: `Ledger.settle`.
+    cost
+        Prices a provider's usage in USD: `catalog.cost`.
+    """
+
+    def __init__(self, settle: Callable[[Record], Awaitable[Outcome]], cost: CostFunction) -> None:
+        self._settle = settle
+        self._cost = cost
+
+    async def charge(self, call: Call, answer: Answer) -> Outcome:
+        """Charge what was delivered; every caller waits for the same outcome, the first one's."""
+        return await self._end(call, lambda: self._charge(call, answer))
+
+    async def release(self, call: Call, status: int, error_type: str) -> Outcome:
+        """Give the hold back: nothing was delivered."""
+        return await self._end(call, lambda: _record(call, "release", Decimal(0), _failed(call, status, error_type)))
+
+    async def _end(self, call: Call, record: Callable[[], Record]) -> Outcome:
+        if call.ending is None:
+            # Set before the first await, so that a second hook finds it.
+            call.ending = asyncio.ensure_future(self._settle(record()))
+        return await asyncio.shield(call.ending)
+
+    def _charge(self, call: Call, answer: Answer) -> Record:
+        candidate = call.answering
+        usd = Decimal(0) if candidate is None or answer.source == "cache" else self._usd(call, candidate, answer)
+        credits = self._credits(call, usd)
+        if credits > call.held:
+            logger.warning("hold %s was %s but the call cost %s", call.id, call.held, credits,
+                           extra={"action": "hold_exceeded"})  # fmt: skip
+        return _record(call, "settle", credits, _answered(call, answer, usd))
+
+    def _usd(self, call: Call, candidate: Candidate, answer: Answer) -> Decimal:
+        try:
+            return self._cost(candidate, answer.usage, call.endpoint.call_type, answer.service_tier)
+        except Exception:
+            # Whatever LiteLLM stumbles over, a delivered answer is not free: the plan's dearest rates apply.
+            logger.exception("LiteLLM cannot price call %s; charging the plan's dearest rates", call.id)
+            tokens = answers.tokens(answer.usage)
+            rates = pricing.dearest(candidate.prices, pricing.Trigger(tokens["prompt_tokens"]))
+            return pricing.usd(pricing.worst_usd(rates, tokens["prompt_tokens"], tokens["completion_tokens"]))
+
+    def _credits(self, call: Call, usd: Decimal) -> Decimal:
+        try:
+            return pricing.credits(usd, call.plan.terms)
+        except OverflowError:
+            logger.critical(
+                "call %s reports a cost of %s USD, which no ledger row holds; charging its hold", call.id, usd
+            )
+            return call.held
+
+
+def _record(call: Call, action: str, charge: Decimal, usage: Mapping[str, Any]) -> Record:
+    return {
+        "hold_id": str(call.id),
+        "user_id": call.caller.user_id,
+        "action": action,
+        "charge": f"{charge:f}",
+        "usage": dict(usage),
+    }
+
+
+def _answered(call: Call, answer: Answer, usd: Decimal) -> dict[str, Any]:
+    tokens = answers.tokens(answer.usage)
+    latency_ms = call.latency_ms()
+    return {
+        **_facts(call),
+        **tokens,
+        "cost_usd": f"{usd:f}",
+        "cost_per_token": f"{usd / tokens['total_tokens']:.12f}" if tokens["total_tokens"] else None,
+        "cost_source": "usage" if answer.source == "cache" else answer.source,
+        "latency_ms": latency_ms,
+        "time_to_first_token_ms": call.time_to_first_token_ms(),
+        "tokens_per_second": round(tokens["completion_tokens"] * 1000 / latency_ms, 3) if latency_ms else None,
+        "success": answer.error_type is None,
+        "status_code": answer.status,
+        "error_type": answer.error_type,
+        "error_message": answer.error_message,
+    }
+
+
+def _failed(call: Call, status: int, error_type: str) -> dict[str, Any]:
+    return {
+        **_facts(call),
+        "cost_usd": "0",
+        "latency_ms": call.latency_ms(),
+        "success": False,
+        "status_code": status,
+        "error_type": error_type,
+        "error_message": f"{error_type} after {len(call.attempts)} attempt(s); nothing was charged",
+    }
+
+
+def _facts(call: Call) -> dict[str, Any]:
+    candidate = call.answering
+    return {
+        "provider": candidate.provider if candidate else "none",
+        "model": candidate.model if candidate else call.model,
+        "model_group": call.model,
+        "power_level": call.plan.terms.power_level,
+        "byok_used": False,
+        "session_id": call.names.session,
+        "app_id": call.names.app,
+        "endpoint": call.endpoint.name,
+        "call_type": call.endpoint.call_type,
+        "streamed": call.streamed,
+        "attempts": len(call.attempts),
+        "user_agent": call.names.user_agent,
+        "ip_address": call.names.ip_address,
+        "metadata": _metadata(call),
+    }
+
+
+def _metadata(call: Call) -> dict[str, Any]:
+    """The terms the charge rests on, and the client's own ids."""
+    terms, candidate = call.plan.terms, call.answering
+    facts = {
+        "credits_per_usd": str(terms.credits_per_usd),
+        "cost_multiplier": str(terms.multiplier),
+        "tier": call.caller.tier,
+        "markup": str(terms.markup),
+        "held": str(call.held),
+        "max_output_tokens": call.cap or None,
+        "deployment": candidate.deployment if candidate else None,
+        "group": candidate.group if candidate else None,
+        "prices": {key: str(value) for key, value in candidate.prices.items() if _is_rate(key, value)}
+        if candidate
+        else None,
+        "api_key_id": call.caller.api_key_id,
+        "client_request_id": call.names.request,
+        "response_id": call.response_id,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _is_rate(key: str, value: Any) -> bool:
+    return "_cost" in key and isinstance(value, int | float)
