@@ -44,10 +44,10 @@ CREATE INDEX IF NOT EXISTS user_provider_keys_rotation ON user_provider_keys (ro
 CREATE INDEX IF NOT EXISTS llm_usage_log_user ON llm_usage_log (user_id, created_at DESC);
 CREATE INDEX IF NOT EXISTS llm_usage_log_model ON llm_usage_log (model, created_at);
 CREATE INDEX IF NOT EXISTS llm_usage_log_provider ON llm_usage_log (provider, created_at);
-CREATE INDEX IF NOT EXISTS llm_usage_log_hold ON llm_usage_log (hold_id) WHERE hold_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS llm_usage_log_session ON llm_usage_log (user_id, session_id) WHERE session_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS llm_usage_log_app ON llm_usage_log (user_id, app_id, created_at) WHERE app_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS llm_usage_log_provider_key ON llm_usage_log (provider_key_id, created_at) WHERE provider_key_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS llm_usage_log_response ON llm_usage_log ((metadata ->> 'response_id')) WHERE call_type = 'aresponses';
 CREATE INDEX IF NOT EXISTS llm_usage_log_failed ON llm_usage_log (created_at) WHERE NOT success;
 CREATE INDEX IF NOT EXISTS llm_usage_log_estimated ON llm_usage_log (created_at) WHERE cost_source = 'estimate';
 CREATE INDEX IF NOT EXISTS llm_usage_log_time ON llm_usage_log USING brin (created_at);

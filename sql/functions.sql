@@ -812,21 +812,27 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     WITH history AS (
         SELECT t.*, coalesce(lag(t.user_version) OVER w, 0) AS version_before, coalesce(lag(t.balance_after) OVER w, 0) AS balance_before,
             coalesce(lag(t.held_after) OVER w, 0) AS held_before, coalesce(lag(t.debt_after) OVER w, 0) AS debt_before
-        FROM credit_transactions AS t WINDOW w AS (PARTITION BY t.user_id ORDER BY t.user_version)
+        FROM (
+            SELECT c.id, c.user_id, c.hold_id, c.user_version, c.amount, c.held_delta, c.debt_delta, c.balance_after,
+                c.held_after, c.debt_after
+            FROM credit_transactions AS c
+        ) AS t WINDOW w AS (PARTITION BY t.user_id ORDER BY t.user_version)
+    ), judged AS (
+        SELECT *, user_version <> version_before + 1 AS gap,
+            (balance_after, held_after, debt_after)
+                <> (balance_before + amount, held_before + held_delta, debt_before + debt_delta) AS leap,
+            NOT (held_after BETWEEN 0 AND balance_after AND debt_after >= 0
+                AND (debt_after = 0 OR balance_after = held_after)) AS impossible
+        FROM history
     )
-    SELECT found.invariant, h.user_id, h.hold_id, format('transaction %s, version %s: %s', h.id, h.user_version, found.detail)
-    FROM history AS h
+    SELECT found.invariant, j.user_id, j.hold_id,
+        format('transaction %s, version %s after %s: balance %s after %s, held %s after %s, debt %s after %s', j.id, j.user_version,
+            j.version_before, j.balance_after, j.balance_before, j.held_after, j.held_before, j.debt_after, j.debt_before)
+    FROM judged AS j
     CROSS JOIN LATERAL (VALUES
-        ('version_gapless', h.user_version <> h.version_before + 1, format('follows version %s', h.version_before)),
-        ('state_follows', (h.balance_after, h.held_after, h.debt_after)
-            <> (h.balance_before + h.amount, h.held_before + h.held_delta, h.debt_before + h.debt_delta),
-            format('balance %s, held %s, debt %s do not follow from %s, %s, %s', h.balance_after, h.held_after, h.debt_after,
-                h.balance_before, h.held_before, h.debt_before)),
-        ('state_possible', NOT (h.held_after BETWEEN 0 AND h.balance_after AND h.debt_after >= 0
-            AND (h.debt_after = 0 OR h.balance_after = h.held_after)),
-            format('balance %s, held %s, debt %s', h.balance_after, h.held_after, h.debt_after))
-    ) AS found (invariant, broken, detail)
-    WHERE found.broken
+        ('version_gapless', j.gap), ('state_follows', j.leap), ('state_possible', j.impossible)
+    ) AS found (invariant, broken)
+    WHERE (j.gap OR j.leap OR j.impossible) AND found.broken
 $$;
 
 -- Invariants 3 and 5: a hold is ended at most once, charged at most once, freed exactly, and open holds have their lease.

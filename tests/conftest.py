@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -29,15 +29,15 @@ _clones = count(1)
 @pytest.fixture(scope="session")
 def server() -> Iterator[Settings]:
     """Settings of the run's own embedded server; it stops with the run."""
-    # Not pytest's tmp_path: below it, PostgreSQL's own user could not enter when the tests run as root.
-    home = Path(tempfile.mkdtemp(prefix="uc-test-"))
-    home.chmod(0o711)
-    settings = settings_module.load({"UC_STATE_DIR": str(home / "state")})
-    try:
+    with _settings_with_own_server() as settings:
         yield settings
-    finally:
-        asyncio.run(embedded.stop(settings))
-        shutil.rmtree(home)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Settings]:
+    """Settings of an embedded server that this test may stop, kill and start; it is not started yet."""
+    with _settings_with_own_server() as settings:
+        yield settings
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +80,19 @@ async def db(settings: Settings) -> AsyncIterator[Database]:
     """An open pool on the test's database."""
     async with Database(settings) as database:
         yield database
+
+
+@contextmanager
+def _settings_with_own_server() -> Iterator[Settings]:
+    # Not pytest's tmp_path: it is closed to other users, and for root PostgreSQL runs as one.
+    home = Path(tempfile.mkdtemp(prefix="uc-test-"))
+    home.chmod(0o711)
+    settings = settings_module.load({"UC_STATE_DIR": str(home / "state")})
+    try:
+        yield settings
+    finally:
+        asyncio.run(embedded.stop(settings))
+        shutil.rmtree(home)
 
 
 def database_at(url: str, name: str) -> str:

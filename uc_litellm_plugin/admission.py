@@ -101,7 +101,7 @@ class Admission:
             names=_names(inbound, caller),
             streamed=inbound.body.get("stream") is True,
             wants_usage=(inbound.body.get("stream_options") or {}).get("include_usage") is True,
-            input_tokens=counted + wish.token_ids,
+            demand=wish,
         )
         await self._hold(call)
         return call
@@ -146,7 +146,7 @@ class Admission:
     async def _hold(self, call: Call) -> None:
         try:
             amount, least = call.plan.cost(call.plan.wanted_cap), call.plan.cost(call.plan.smallest_cap)
-        except OverflowError:
+        except ArithmeticError:
             raise BadRequest("The worst case of this call is beyond any balance: lower max_tokens.",
                              code="too_expensive", param="max_tokens") from None  # fmt: skip
         facts = {"model": call.model, "endpoint": call.endpoint.name}

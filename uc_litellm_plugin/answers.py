@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
+from .demand import spoken
 from .routes import Dialect
 
 Usage = Mapping[str, Any]
@@ -39,7 +41,7 @@ def text_of(answer: Any) -> str:
     """All that an answer delivered, as text to be counted."""
     data = plain(answer)
     parts = [data.get(name) for name in ("choices", "content", "output")] if isinstance(data, Mapping) else [str(data)]
-    return "\n".join(_strings(parts))
+    return "\n".join(spoken(parts))
 
 
 def write_cost(answer: Any, charged: Decimal) -> None:
@@ -134,13 +136,20 @@ class Stream(ABC):
 class ChatStream(Stream):
     """Chunks of chat and text completions; the usage comes alone, in the last one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._finished = False
+
     def read(self, event: Any) -> bool:
-        if (usage := usage_of(event)) is not None:
-            self.usage, self.complete = usage, True
         self.service_tier = get(event, "service_tier") or self.service_tier
         self.response_id = get(event, "id") or self.response_id
-        said = [self._read_choice(choice) for choice in get(event, "choices") or ()]
-        return any(said)
+        choices = get(event, "choices") or ()
+        said = any([self._read_choice(choice) for choice in choices])  # noqa: C419 - each one must be read
+        self._finished = self._finished or any(get(choice, "finish_reason") for choice in choices)
+        if (usage := usage_of(event)) is not None:
+            # Some providers report usage as they go; the last word comes alone, after the finish.
+            self.usage, self.complete = usage, not said and (self._finished or not choices)
+        return said
 
     def _read_choice(self, choice: Any) -> bool:
         delta = plain(get(choice, "delta"))
@@ -153,9 +162,8 @@ class ChatStream(Stream):
             return event
         if not wants_usage:
             return _without_usage(event)
-        if charged is not None:
-            usage.cost = float(charged)
-        return event
+        # A copy, since LiteLLM keeps the chunk for its own books.
+        return event if charged is None else _with_usage(event, _costed(usage, charged))
 
 
 class ResponsesStream(Stream):
@@ -207,6 +215,8 @@ class MessagesStream(Stream):
         elif kind == "message_delta":
             self._merge(data.get("usage"))
             self.complete = self.usage is not None
+        elif kind == "error":
+            self.failed = True
         elif kind == "content_block_delta":
             delta = data.get("delta") or {}
             return self._note({key: value for key, value in delta.items() if key not in ("type", "signature")})
@@ -261,8 +271,21 @@ def _without_usage(event: Any) -> Any:
     """A chunk for a client that asked for no usage: None when it carries nothing else."""
     if not any(_says_something(choice) for choice in get(event, "choices") or ()):
         return None
-    event.usage = None
-    return event
+    return _with_usage(event, None)
+
+
+def _with_usage(event: Any, usage: Any) -> Any:
+    copy = event.model_copy()
+    copy.usage = usage
+    return copy
+
+
+def _costed(usage: Any, charged: Decimal) -> Any:
+    if isinstance(usage, Mapping):
+        return {**usage, "cost": float(charged)}
+    copy = usage.model_copy()
+    copy.cost = float(charged)
+    return copy
 
 
 def _says_something(choice: Any) -> bool:
@@ -284,7 +307,9 @@ def _strings(node: Any) -> Iterator[str]:
 
 def _number(source: Mapping[str, Any], name: str) -> int:
     value = source.get(name) if isinstance(source, Mapping) else None
-    return max(0, int(value)) if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0
+    return max(0, int(value))
 
 
 _DIALECTS: Mapping[Dialect, type[Stream]] = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from .demand import Demand
 from .plan import Candidate, Plan
 from .pricing import ZERO
 from .routes import Endpoint
@@ -87,7 +88,7 @@ class Call:
     names: Names
     streamed: bool
     wants_usage: bool
-    input_tokens: int
+    demand: Demand
     id: uuid.UUID = field(default_factory=uuid.uuid4)
     held: Decimal = ZERO
     cap: int = 0
@@ -108,6 +109,17 @@ class Call:
     def answering(self) -> Candidate | None:
         """The deployment of the latest attempt."""
         return self.attempts[-1].candidate if self.attempts else None
+
+    @property
+    def reasons_unseen(self) -> bool:
+        """Whether the model may spend output tokens that its stream does not show.
+
+        Claude reasons only when asked; the other models that can, do.
+        """
+        candidate = self.answering
+        if candidate is None or not candidate.reasons:
+            return False
+        return self.demand.reasoning_asked or "claude" not in candidate.model
 
     def output_cap(self, candidate: Candidate) -> int:
         """The cap for one candidate: the held one, or the model's own limit where that is smaller."""

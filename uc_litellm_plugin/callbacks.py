@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -19,7 +20,7 @@ from . import answers, catalog, identity, routes, settings, streams
 from .admission import Admission, Inbound
 from .call import CURRENT, Answer, Attempt, Call
 from .catalog import Catalog
-from .demand import count
+from .demand import count, input_estimate
 from .errors import BadRequest, Refusal, Unexpected
 from .plan import Candidate
 from .requests import CAP_FIELDS
@@ -45,18 +46,20 @@ _LITELLMS_OWN = frozenset(
 
 
 class Refused(ProxyException):  # type: ignore[misc]  # LiteLLM's class has no types we can see
-    """A refusal as LiteLLM's exception handlers want it; its body is ours."""
+    """A refusal as LiteLLM's exception handlers want it; its body is ours.
 
-    def __init__(self, refusal: Refusal) -> None:
-        details = {"code": refusal.code, **({"metadata": refusal.metadata} if refusal.metadata else {})}
+    A message that already is an Anthropic error passes through LiteLLM's mapping unchanged
+    (litellm/anthropic_interface/exceptions/exception_mapping_utils.py, `transform_to_anthropic_error`).
+    """
+
+    def __init__(self, refusal: Refusal, call_type: str | None = None) -> None:
+        anthropic = call_type == routes.MESSAGES.call_type
         super().__init__(
-            message=refusal.message,
+            message=json.dumps(refusal.anthropic_body()) if anthropic else refusal.message,
             type=refusal.type,
             param=refusal.param,
             code=refusal.status,
             headers=dict(refusal.headers),
-            # The way into the Anthropic-shaped body (litellm/proxy/anthropic_endpoints/endpoints.py).
-            provider_specific_fields=details,
         )
         self._error = refusal.error()
 
@@ -85,9 +88,9 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         try:
             await self.worker.ready()
             auth = await identity.authenticate(request, api_key, self.worker.accounts, self.worker.settings)
+            _INBOUND.set(await _inbound(request))
         except Refusal as refusal:
             raise Refused(refusal) from None
-        _INBOUND.set(await _inbound(request))
         return auth
 
     async def async_pre_call_hook(
@@ -97,11 +100,11 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         try:
             return await self._admit(user_api_key_dict, data, call_type)
         except Refusal as refusal:
-            raise Refused(refusal) from None
+            raise Refused(refusal, call_type) from None
         except Exception as error:
             # LiteLLM would show the text of an unknown exception to the client.
             logger.exception("a call could not be admitted")
-            raise Refused(Unexpected()) from error
+            raise Refused(Unexpected(), call_type) from error
 
     async def async_filter_deployments(
         self,
@@ -183,7 +186,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             return None
         status = _status_of(original_exception)
         if status == streams.CLIENT_LEFT and call.attempts:
-            usage = answers.estimated(call.endpoint.dialect, call.input_tokens, 0)
+            usage = answers.estimated(call.endpoint.dialect, input_estimate(call.demand, self._tokenizer), 0)
             await self._settlement.charge(
                 call, Answer(usage, "estimate", status, "client_disconnected", "the client left before the answer")
             )
@@ -247,7 +250,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             return await self._settlement.charge(call, Answer(usage or {}, "cache"))
         if usage is None:
             wrote = count(answers.text_of(response), self._tokenizer)
-            usage = answers.estimated(call.endpoint.dialect, call.input_tokens, wrote)
+            usage = answers.estimated(call.endpoint.dialect, input_estimate(call.demand, self._tokenizer), wrote)
             return await self._settlement.charge(call, Answer(usage, "estimate", service_tier=tier))
         return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
 
@@ -276,14 +279,13 @@ def _start_soon(worker: Worker) -> asyncio.Task[None] | None:
     return loop.create_task(boot())
 
 
-async def _inbound(request: Request) -> Inbound | None:
-    if request.method != "POST":
-        body: Any = {}
-    else:
-        body = await _read_request_body(request=request)
-    address = request.client.host if request.client else None
+async def _inbound(request: Request) -> Inbound:
+    billed = routes.kind(request.method, identity.path_of(request)) == "billed"
+    body = await _read_request_body(request=request) if billed else {}
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.")
     headers = {name.lower(): value for name, value in request.headers.items()}
-    return Inbound(dict(body) if isinstance(body, dict) else {}, headers, address)
+    return Inbound(dict(body), headers, request.client.host if request.client else None)
 
 
 def _inbound_without_auth(data: Mapping[str, Any]) -> Inbound:
@@ -369,6 +371,8 @@ def _is_cache_hit(response: Any) -> bool:
 
 
 def _status_of(error: Exception) -> int:
+    if "No deployments available" in str(error):  # As LiteLLM answers it: litellm/proxy/_types.py, `ProxyException`.
+        return 429
     code = getattr(error, "status_code", None) or getattr(error, "code", None)
     try:
         return int(code)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ class Catalog:
             custom_prices=custom,
             max_output=_limit("max_output_tokens", info, entry, known) or _limit("max_tokens", info, entry, known),
             context=_limit("max_input_tokens", info, entry, known),
-            reasons=bool(info.get("supports_reasoning") or known.get("supports_reasoning")),
+            reasons=bool(info.get("supports_reasoning", known.get("supports_reasoning"))),
         )
 
     def _snapshot(self, name: str | None) -> Mapping[str, Any] | None:
@@ -118,6 +118,16 @@ def cost(candidate: Candidate, usage: Mapping[str, Any], call_type: str, service
         The tier the provider served, else the one asked for.
     """
     name = _price_name_now(candidate)
+    try:
+        return _cost(candidate, usage, call_type, service_tier, name)
+    except litellm.NotFoundError:
+        # Some names LiteLLM cannot find again by the key they stand under; a copy under a name of ours it can.
+        return _cost(candidate, usage, call_type, service_tier, _frozen_name(candidate))
+
+
+def _cost(
+    candidate: Candidate, usage: Mapping[str, Any], call_type: str, service_tier: str | None, name: str
+) -> Decimal:
     custom = candidate.custom_prices or name != candidate.price_name
     value = litellm.completion_cost(
         completion_response=ModelResponse(model=candidate.model, usage=chat_usage(usage)),
@@ -163,6 +173,11 @@ def _price_name_now(candidate: Candidate) -> str:
     """The name under which the price map holds the plan's prices: its own, or a copy if that was edited since."""
     if litellm.model_cost.get(candidate.price_name) == candidate.prices:
         return candidate.price_name
+    return _frozen_name(candidate)
+
+
+def _frozen_name(candidate: Candidate) -> str:
+    """Put a copy of the plan's prices into the price map, under the digest of what they are."""
     written = json.dumps(candidate.prices, sort_keys=True, default=str)
     name = f"uc-frozen-{hashlib.sha256(written.encode()).hexdigest()[:16]}"
     litellm.model_cost.setdefault(name, dict(candidate.prices))
@@ -206,6 +221,9 @@ def _split(params: Mapping[str, Any]) -> tuple[str, str]:
     model = str(params["model"])
     if provider := params.get("custom_llm_provider"):
         return model, str(provider)
+    prefix = model.split("/", 1)[0]
+    if "/" in model and prefix in litellm.provider_list:
+        return model, prefix
     try:
         return model, str(litellm.get_llm_provider(model=model, api_base=params.get("api_base"))[1])
     except litellm.BadRequestError:

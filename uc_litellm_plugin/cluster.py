@@ -32,6 +32,8 @@ PORT = 5432  # Only a part of the socket's name: the server listens on no networ
 # Long, because after a crash the write-ahead log is replayed before connections are accepted.
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
+LAUNCH_TRIES = 6
+LAUNCH_PAUSE_S = 0.5
 # sun_path holds 104 bytes on macOS and 108 on Linux (unix(4), unix(7)), a closing NUL included.
 SOCKET_PATH_MAX_BYTES = 103
 ROOTS_STAND_IN = "pgserver"
@@ -148,11 +150,15 @@ class Cluster:
         self.log_file.touch(mode=0o600)
         self._hand_over(self.log_file)
         options = " ".join(f"-c {shlex.quote(option)}" for option in self._server_options())
-        started = self._control(
-            "start", f"--timeout={START_TIMEOUT_S}", f"--log={self.log_file}", f"--options={options}"
-        )
-        if started.returncode != 0:
-            raise self._did_not_start()
+        # After a crash the old server's processes may take a moment to go, and PostgreSQL refuses to start beside them.
+        for _ in range(LAUNCH_TRIES):
+            started = self._control(
+                "start", f"--timeout={START_TIMEOUT_S}", f"--log={self.log_file}", f"--options={options}"
+            )
+            if started.returncode == 0:
+                return
+            time.sleep(LAUNCH_PAUSE_S)
+        raise self._did_not_start()
 
     def _server_options(self) -> Iterable[str]:
         return (*_SERVER, f"unix_socket_directories={self.socket_dir}", "unix_socket_permissions=0700")

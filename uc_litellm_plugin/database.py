@@ -215,13 +215,12 @@ def translated() -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         raise _refused(error) from error
-    except asyncpg.InterfaceError as error:
-        if isinstance(error, ValueError):
-            raise DatabaseError(f"PostgreSQL was not asked: {error}") from error
-        raise DatabaseUnavailable(f"The connection to PostgreSQL broke: {error}") from error
+    except ValueError as error:
+        # asyncpg's way to say that a URL or an argument cannot be.
+        raise DatabaseError(f"PostgreSQL was not asked: {error}") from error
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise DatabaseUnavailable("PostgreSQL did not answer in time.") from error
-    except (OSError, asyncpg.InternalClientError) as error:
+    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise DatabaseUnavailable(f"PostgreSQL cannot be reached: {error}") from error
 
 

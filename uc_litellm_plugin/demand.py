@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import BadRequest
@@ -26,6 +26,8 @@ _PROMPT_FIELDS: Mapping[Endpoint, tuple[str, ...]] = {
     MESSAGES: ("messages", "system", "tools", "output_config", "output_format"),
 }
 
+_MEDIA_FIELDS = {"messages", "input", "system", "instructions"}
+
 # Input that lives at the provider or behind a reference, so that its size cannot be seen from here.
 _REFERENCES: Mapping[Endpoint, tuple[str, ...]] = {
     RESPONSES: ("previous_response_id", "conversation", "prompt"),
@@ -34,6 +36,13 @@ _REFERENCES: Mapping[Endpoint, tuple[str, ...]] = {
 _IMAGES = {"image_url", "image", "input_image"}
 _AUDIO = {"input_audio"}
 _DOCUMENTS = {"file", "input_file", "document", "video_url", "video", "search_result", "container_upload"}
+_MEDIA: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_IMAGES, ("image_url", "source", "image")),
+    **dict.fromkeys(_AUDIO, ("input_audio",)),
+    **dict.fromkeys(_DOCUMENTS, ("file", "file_data", "source", "video_url", "content")),
+}
+# The caller's own JSON below these is text to the model, whatever it looks like.
+_FREE_FORM = {"input", "arguments", "parameters", "input_schema", "schema", "json_schema"}
 # Tools that the caller runs; all others run at the provider, feed it text of their own finding and have a fee.
 _CALLERS_TOOLS = ("function", "custom", "bash_", "text_editor_", "computer_", "memory_", "apply_patch", "local_shell")
 _TOOL_LIMITS = ("max_uses", "max_tool_calls")
@@ -50,8 +59,8 @@ class Demand:
 
     Attributes
     ----------
-    text
-        All text the provider reads, as it would be serialized.
+    text, prompt
+        All text the provider reads: serialized, and as it came, without media.
     token_ids
         Numbers of tokens sent as ids (embeddings, completions).
     parts
@@ -74,9 +83,12 @@ class Demand:
         False for endpoints without output.
     caches, speaks, tier
         May write the provider's prompt cache; may answer in audio; the `service_tier` asked for.
+    reasoning_asked
+        The request turns reasoning on.
     """
 
     text: str
+    prompt: Mapping[str, Any] = field(default_factory=dict, repr=False)
     token_ids: int = 0
     parts: int = 0
     images: int = 0
@@ -92,6 +104,7 @@ class Demand:
     caches: bool = False
     speaks: bool = False
     tier: str | None = None
+    reasoning_asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,14 @@ _FAMILIES: tuple[tuple[tuple[str, ...], Family], ...] = (
 )
 _OTHER = Family(1.8, 8_000)
 
+# Strings that say what a part is, rather than being what it says.
+_LABELS = frozenset(
+    {"type", "role", "id", "object", "status", "call_id", "tool_call_id", "tool_use_id", "finish_reason", "stop_reason"}
+    | {"phase", "signature", "encrypted_content", "annotations", "logprobs", "index", "cache_control", "detail"}
+)
+# Models that search the web unasked, whose fee and findings nobody can bound.
+_SEARCHERS = ("sonar", "search-preview", "search-api", "deep-research")
+
 _FRAMING_PER_PART = 12
 _FRAMING = 32
 
@@ -147,14 +168,20 @@ def measure(endpoint: Endpoint, body: Body) -> Demand:
     BadRequest
         A part has a form no provider documents.
     """
-    prompt = {field: body[field] for field in _PROMPT_FIELDS[endpoint] if body.get(field) is not None}
+    given = {field: body[field] for field in _PROMPT_FIELDS[endpoint] if body.get(field) is not None}
+    token_ids = _token_ids(endpoint, given)
     stock = _Stock()
-    text = json.dumps(stock.take(prompt), ensure_ascii=False, separators=(",", ":"))
+    prompt = {field: stock.take(value) if field in _MEDIA_FIELDS else value for field, value in given.items()}
+    try:
+        text = json.dumps(prompt, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise BadRequest("NaN and Infinity are not JSON.", code="invalid_value") from None
     references = [field for field in _REFERENCES.get(endpoint, ()) if body.get(field)]
     named, calls = _provider_tools(body)
     return Demand(
         text=text,
-        token_ids=stock.token_ids,
+        token_ids=token_ids,
+        prompt=prompt,
         parts=stock.parts,
         images=stock.images,
         remote_images=stock.remote_images,
@@ -169,6 +196,7 @@ def measure(endpoint: Endpoint, body: Body) -> Demand:
         caches='"cache_control"' in text or "cache_control" in body,
         speaks="audio" in (body.get("modalities") or ()),
         tier=body.get("service_tier"),
+        reasoning_asked=any(body.get(name) for name in ("thinking", "reasoning", "reasoning_effort")),
     )
 
 
@@ -199,51 +227,71 @@ def input_bound(demand: Demand, counted: int, model: str) -> int:
     return text + demand.token_ids + framing + media
 
 
+def input_estimate(demand: Demand, tokenizer: Tokenizer) -> int:
+    """The likely number of input tokens, for calls whose provider does not say: the text and a little framing."""
+    texts = "\n".join(spoken(demand.prompt))
+    return count(texts, tokenizer) + demand.token_ids + 3 * len(demand.prompt.get("messages") or ())
+
+
+def spoken(node: Any) -> Iterator[str]:
+    """The texts in a prompt or an answer, without the names, kinds and ids around them."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if key not in _LABELS:
+                yield from spoken(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from spoken(value)
+
+
 def unseen(demand: Demand, model: str) -> tuple[str, ...]:
     """What of the input this model would read but nobody can measure here."""
     remote = ("remote image",) if demand.remote_images and not family(model).remote_images else ()
-    return demand.unbounded + remote
+    searches = ("a model that searches the web",) if any(name in model for name in _SEARCHERS) else ()
+    return demand.unbounded + remote + searches
 
 
 class _Stock:
-    """Replaces media in a prompt by nothing, counting them, so that the rest is the text."""
+    """Takes the media out of a prompt, counting them, so that the rest is the text."""
 
     def __init__(self) -> None:
-        self.parts = self.images = self.remote_images = self.audio_bytes = self.documents = self.token_ids = 0
+        self.parts = self.images = self.remote_images = self.audio_bytes = self.documents = 0
         self.references: list[str] = []
 
     def take(self, node: Any) -> Any:
-        if isinstance(node, dict):
-            self.parts += 1
-            return self._take_part(node)
         if isinstance(node, list):
-            return self._take_list(node)
-        return node
-
-    def _take_list(self, node: list[Any]) -> Any:
-        if node and all(type(item) is int for item in node):
-            self.token_ids += len(node)
-            return []
-        return [self.take(item) for item in node]
-
-    def _take_part(self, node: dict[str, Any]) -> Any:
+            return [self.take(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        self.parts += 1
         kind = node.get("type")
+        if isinstance(kind, str):
+            self._note(kind, node)
+        media = _MEDIA.get(kind, ()) if isinstance(kind, str) else ()
+        # Only the medium itself is left out: whatever else stands in the part may be read as text.
+        return {
+            key: value if key in _FREE_FORM else self.take(value) for key, value in node.items() if key not in media
+        }
+
+    def _note(self, kind: str, node: Mapping[str, Any]) -> None:
         if kind in _IMAGES:
-            return self._take_image(node)
-        if kind in _AUDIO:
+            self._note_image(node)
+        elif kind in _AUDIO:
             sound = node.get("input_audio")
             self.audio_bytes += len(str(sound.get("data", ""))) if isinstance(sound, dict) else 0
-            return {}
-        if kind in _DOCUMENTS:
-            return self._take_document(node)
-        if kind == "item_reference":
-            self.references.append("item_reference")
-        return {key: self.take(value) for key, value in node.items()}
+        elif kind in _DOCUMENTS:
+            self.documents += 1
+            if _names_a_file(node):
+                self.references.append("file")
+        elif kind == "item_reference":
+            self.references.append(kind)
 
-    def _take_image(self, node: dict[str, Any]) -> dict[str, Any]:
-        source = next((node[key] for key in ("image_url", "source", "image") if key in node), None)
+    def _note_image(self, node: Mapping[str, Any]) -> None:
+        source = next((node[key] for key in ("image_url", "source", "image") if node.get(key) is not None), None)
         url = source if isinstance(source, str) else _address(source)
-        if url is None or node.get("file_id"):
+        if url is None:
             self.references.append("image by file id")
         elif url.startswith("data:image/"):
             self.images += 1
@@ -251,17 +299,12 @@ class _Stock:
             self.documents += 1
         else:
             self.remote_images += 1
-        return {}
-
-    def _take_document(self, node: dict[str, Any]) -> dict[str, Any]:
-        self.documents += 1
-        if _names_a_file(node):
-            self.references.append("file")
-        return {}
 
 
 def _address(source: Any) -> str | None:
     """The URL of an image part, inline ones as data URLs."""
+    if source is None:
+        return None
     if not isinstance(source, dict):
         raise BadRequest("An image part must hold a URL or base64 data.", code="invalid_value", param="messages")
     if isinstance(url := source.get("url"), str):
@@ -275,6 +318,21 @@ def _names_a_file(node: Any) -> bool:
     if isinstance(node, dict):
         return any(key in ("file_id", "url", "file_url") or _names_a_file(value) for key, value in node.items())
     return isinstance(node, list) and any(map(_names_a_file, node))
+
+
+def _token_ids(endpoint: Endpoint, given: dict[str, Any]) -> int:
+    """Count the prompts that are lists of token numbers, and take them out."""
+    field = {COMPLETIONS: "prompt", EMBEDDINGS: "input"}.get(endpoint)
+    prompts = given.get(field) if field else None
+    if not field or not isinstance(prompts, list):
+        return 0
+    ids = [prompts] if _is_ids(prompts) else [p for p in prompts if _is_ids(p)]
+    given[field] = [] if ids == [prompts] else [p for p in prompts if not _is_ids(p)]
+    return sum(len(prompt) for prompt in ids)
+
+
+def _is_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and all(type(item) is int and 0 <= item < 1 << 32 for item in prompt)
 
 
 def _provider_tools(body: Body) -> tuple[tuple[str, ...], int]:

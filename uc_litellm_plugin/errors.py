@@ -1,23 +1,32 @@
 """Every error of the plugin, with the HTTP status and the body a client gets for it.
 
-    UcError
-    ├── SettingsError        a setting is missing or wrong (at start)
-    ├── DatabaseError        PostgreSQL said no, or its schema is not as needed; the same again fails again
-    │   └── DatabaseUnavailable  PostgreSQL could not be asked, or its answer was lost; worth a retry
-    ├── CommandRefused       an operator's command is turned away
-    └── Refusal              a client's request is turned away
-        ├── BadRequest           400
-        ├── Unauthorized         401
-        ├── InsufficientCredits  402
-        ├── Forbidden            403
-        ├── Unexpected           500
-        └── LedgerUnavailable    503
+UcError
+├── SettingsError        a setting is missing or wrong (at start)
+├── DatabaseError        PostgreSQL said no, or its schema is not as needed; the same again fails again
+│   └── DatabaseUnavailable  PostgreSQL could not be asked, or its answer was lost; worth a retry
+├── CommandRefused       an operator's command is turned away
+└── Refusal              a client's request is turned away
+    ├── BadRequest           400
+    ├── Unauthorized         401
+    ├── InsufficientCredits  402
+    ├── Forbidden            403
+    ├── Unexpected           500
+    └── LedgerUnavailable    503
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+# Anthropic's error types by status: https://docs.anthropic.com/en/api/errors
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    503: "overloaded_error",
+}
 
 
 class UcError(Exception):
@@ -115,6 +124,10 @@ class Refusal(UcError):
             "param": self.param,
         }
         return {**error, "metadata": self.metadata} if self.metadata else error
+
+    def anthropic_body(self) -> dict[str, Any]:
+        """The whole body in Anthropic's shape, for `/v1/messages`; our code and metadata ride along."""
+        return {"type": "error", "error": {**self.error(), "type": _ANTHROPIC_TYPES.get(self.status, "api_error")}}
 
 
 class BadRequest(Refusal):

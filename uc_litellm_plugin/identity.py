@@ -49,7 +49,7 @@ async def authenticate(request: Request, api_key: str | None, accounts: Accounts
     if key is None or not key.is_valid():
         raise Unauthorized("This API key is not known, revoked or expired.")
     if key.role in _CALLERS_OWN:
-        routes.check(request.method, _path(request))
+        routes.check(request.method, path_of(request))
         return _auth(api_key, key.account, settings, key)
     return await _administrator(request, accounts, settings, role=key.role, key=key, api_key=api_key)
 
@@ -89,9 +89,9 @@ async def _administrator(
     api_key: str | None = None,
 ) -> UserAPIKeyAuth:
     """Master, admin and service keys: they pay for nothing themselves."""
-    kind = routes.kind(request.method, _path(request))
+    kind = routes.kind(request.method, path_of(request))
     if role == "service":
-        routes.check(request.method, _path(request))
+        routes.check(request.method, path_of(request))
     account = None
     if kind == "billed" or PAYER_HEADER in request.headers:
         try:
@@ -148,7 +148,7 @@ def _is_master(api_key: str) -> bool:
     return isinstance(master, str) and hmac.compare_digest(api_key.encode(), master.encode())
 
 
-def _path(request: Request) -> str:
+def path_of(request: Request) -> str:
     """The path as the application routes it: without the prefix it is mounted under."""
     path = str(request.scope.get("path", ""))
     prefix = str(request.scope.get("root_path", ""))

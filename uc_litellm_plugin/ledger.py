@@ -22,7 +22,7 @@ _HOLD = "SELECT * FROM hold_credits($1, $2, $3, $4, make_interval(secs => $5), $
 _SETTLE = "SELECT * FROM settle_credits($1)"
 _EXTEND = "SELECT hold_id FROM extend_holds($1, make_interval(secs => $2))"
 _EXPIRE = "SELECT hold_id, user_id, amount FROM expire_holds($1)"
-_QUARANTINE = "INSERT INTO settlement_quarantine (hold_id, user_id, record, error) VALUES ($1, $2, $3, $4)"
+_QUARANTINE = "INSERT INTO settlement_quarantine (hold_id, user_id, record, error) VALUES ($1::text::uuid, $2, $3, $4)"
 
 _LARGEST_BATCH = 100
 _STRANGE = ("conflict", "unknown_account", "invalid_amount")
@@ -76,6 +76,7 @@ class Ledger:
         self._writer: asyncio.Task[None] | None = None
         self._stranded: list[Record] = []
         self._flushing = asyncio.Lock()
+        self._outbox_fault: str | None = None
 
     async def hold(
         self, hold_id: UUID, user_id: str, amount: Decimal, least: Decimal, power_level: str, facts: dict[str, Any]
@@ -87,7 +88,7 @@ class Ledger:
         LedgerUnavailable
             PostgreSQL or the outbox cannot do its part; nothing may be sent.
         """
-        if self._stranded:
+        if self._stranded or self._outbox_fault:
             raise LedgerUnavailable("Settlements cannot be written down at the moment; please try again shortly.")
         try:
             row = await self._database.fetchrow(
@@ -122,6 +123,17 @@ class Ledger:
             logger.warning("hold %s of user %s lapsed: %s credits freed", *row, extra={"action": "hold_expired"})
         return len(rows)
 
+    async def check_outbox(self) -> None:
+        """Find out whether the outbox could take a settlement; while it could not, no call is held."""
+        try:
+            await asyncio.to_thread(self._outbox.check)
+        except OSError as error:
+            if self._outbox_fault is None:
+                logger.critical("new calls are refused: %s", error, extra={"action": "outbox_failed"})
+            self._outbox_fault = str(error)
+        else:
+            self._outbox_fault = None
+
     async def flush(self) -> int:
         """Settle what waits in the outbox, dead processes' segments included; returns how many records.
 
@@ -133,9 +145,16 @@ class Ledger:
         async with self._flushing:
             if self._stranded:
                 stranded, self._stranded = self._stranded, []
-                await self._put_aside(stranded)
+                await self._settle_or_keep(stranded)
             segments = await asyncio.to_thread(lambda: list(self._outbox.claim()))
-            return sum([await self._flush_segment(segment) for segment in segments])
+            done = 0
+            try:
+                while segments:
+                    done += await self._flush_segment(segments.pop(0))
+            finally:
+                for segment in segments:
+                    segment.release()
+            return done
 
     async def _flush_segment(self, segment: Segment) -> int:
         try:
@@ -168,14 +187,15 @@ class Ledger:
     async def _settle_or_keep(self, records: list[Record]) -> list[Outcome]:
         try:
             return await self._settle_all(records)
-        except DatabaseError as error:
+        except asyncio.CancelledError:
+            # The loop is ending: what is not written now is not written at all.
+            self._outbox.append(records + [record for record, _ in self._waiting])
+            raise
+        except Exception as error:
+            # Not only DatabaseUnavailable: whatever it was, an answer was delivered and its charge must not be lost.
             logger.error("%d settlement(s) go to the outbox: %s", len(records), error, extra={"action": "outbox"})
             await self._put_aside(records)
             return [Outcome(Decimal(record["charge"]), None) for record in records]
-        except asyncio.CancelledError:
-            # The loop is ending: what is not written now is not written at all.
-            self._outbox.append(records)
-            raise
 
     async def _settle_all(self, records: list[Record]) -> list[Outcome]:
         try:
@@ -194,10 +214,16 @@ class Ledger:
 
     async def _settle_bare(self, record: Record, error: DatabaseError) -> Outcome:
         """Settle a record that PostgreSQL refuses, without its usage row, and keep the original for an operator."""
-        bare = {**record, "usage": None if record["usage"] is None else {"metadata": {"quarantined": True}}}
         await self._quarantine(record, str(error))
-        row = await self._database.fetchrow(_SETTLE, [bare], idempotent=True)
-        assert row is not None  # noqa: S101 - settle_credits answers with one row per record
+        bare = {**record, "usage": None if record["usage"] is None else {"metadata": {"quarantined": True}}}
+        try:
+            row = await self._database.fetchrow(_SETTLE, [bare], idempotent=True)
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError:
+            row = None  # It is in quarantine whole; it must not stop the settlements behind it.
+        if row is None:
+            return Outcome(Decimal(record["charge"]), None)
         return Outcome(row["charged"] or Decimal(0), row["credits_remaining"])
 
     async def _quarantine(self, record: Record, why: str) -> None:
@@ -205,13 +231,20 @@ class Ledger:
             "settlement of hold %s needs an operator: %s", record["hold_id"], why, extra={"action": "quarantine"}
         )
         # JSON as text keeps what jsonb refuses (NUL, lone surrogates), as escapes.
-        arguments = (UUID(record["hold_id"]), record["user_id"], json.dumps(record), why)
-        await self._database.execute(_QUARANTINE, *arguments)
+        written = json.dumps(record)
+        try:
+            await self._database.execute(_QUARANTINE, record["hold_id"], record["user_id"], written, why)
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError:
+            # Even its ids are refused: the text alone is not.
+            await self._database.execute(_QUARANTINE, None, None, written, why.replace("\0", ""))
 
     async def _put_aside(self, records: list[Record]) -> None:
         try:
             await asyncio.to_thread(self._outbox.append, records)
-        except OSError as error:
+        except Exception as error:
+            # Whatever kept them from the disk, in memory they are still safer than nowhere.
             self._stranded += records
             logger.critical("the outbox cannot be written, %d settlement(s) are kept in memory and new calls are "
                             "refused: %s", len(self._stranded), error, extra={"action": "outbox_failed"})  # fmt: skip

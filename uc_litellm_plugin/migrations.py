@@ -6,6 +6,7 @@ processes may start at once; each file and its row in `schema_version` are one t
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ class Applied:
     version: int
     name: str
     checksum: str
+    app_version: str
     applied_at: datetime
 
 
@@ -151,7 +153,7 @@ async def _apply(
     await _refuse_foreign_schema(connection, settings)
     applied = await _applied(connection, settings)
     _refuse_other_history(wanted, applied)
-    missing = [migration for migration in wanted if not _is_applied(migration, applied)]
+    missing = [migration for migration in wanted if not _is_applied(migration, applied.get(migration.version))]
     for migration in missing:
         report(f"applying {migration.file}")
         await _apply_one(connection, settings, migration)
@@ -190,7 +192,7 @@ async def _applied(connection: Connection[Row], settings: Settings) -> dict[int,
     if await connection.fetchval("SELECT to_regclass(format('%I.schema_version', $1::text))", schema) is None:
         return {}
     rows = await connection.fetch(
-        f'SELECT version, name, checksum, applied_at FROM "{schema}".schema_version'  # noqa: S608 - a checked name
+        f'SELECT version, name, checksum, app_version, applied_at FROM "{schema}".schema_version'  # noqa: S608 - a checked name
     )
     return {row["version"]: Applied(**dict(row)) for row in rows}
 
@@ -232,9 +234,12 @@ def _refuse_other_history(wanted: Sequence[Migration], applied: Mapping[int, App
             )
 
 
-def _is_applied(migration: Migration, applied: Mapping[int, Applied]) -> bool:
-    known = applied.get(migration.version)
-    return known is not None and known.checksum == migration.checksum
+def _is_applied(migration: Migration, known: Applied | None) -> bool:
+    if known is None:
+        return False
+    # While hosts are upgraded one by one, an old one that restarts must not bring the old functions back.
+    newer = migration.version == FUNCTIONS and _numbers(known.app_version) > _numbers(_app_version())
+    return newer or known.checksum == migration.checksum
 
 
 def _state(version: int, wanted: Mapping[int, Migration], applied: Mapping[int, Applied]) -> State:
@@ -244,8 +249,8 @@ def _state(version: int, wanted: Mapping[int, Migration], applied: Mapping[int, 
         return State(version, known.name, "unknown", known.applied_at)
     if known is None:
         return State(version, migration.name, "pending", None)
-    same = known.checksum == migration.checksum
-    return State(version, migration.name, "applied" if same else "changed", known.applied_at)
+    state: Literal["applied", "changed"] = "applied" if _is_applied(migration, known) else "changed"
+    return State(version, migration.name, state, known.applied_at)
 
 
 async def _add_test_data(connection: Connection[Row]) -> None:
@@ -257,8 +262,15 @@ async def _add_test_data(connection: Connection[Row]) -> None:
         await connection.execute("SELECT created FROM create_account($1, $2)", user_id, tier)
         if credits:
             await connection.execute(
-                "SELECT success FROM add_user_credits($1, $2, 'bonus', 'bonus', p_notes => 'test data')", user_id, credits
+                "SELECT success FROM add_user_credits($1, $2, 'bonus', 'bonus', p_notes => 'test data')",
+                user_id,
+                credits,
             )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`1.10.2` as (1, 10, 2), for comparison."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def _app_version() -> str:

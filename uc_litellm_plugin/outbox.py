@@ -9,10 +9,12 @@ database knows each by its hold id.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
+import threading
 import time
 import uuid
 import zlib
@@ -45,7 +47,9 @@ class Outbox:
     def __init__(self, directory: Path, most_bytes: int) -> None:
         self._directory = directory
         self._most_bytes = most_bytes
-        self._segment: BinaryIO | None = None
+        self._segment: Segment | None = None
+        # Appends and flushes run in different threads; a segment must not be flushed away under an append.
+        self._lock = threading.Lock()
 
     def check(self) -> None:
         """Make sure a record could be written now.
@@ -55,11 +59,10 @@ class Outbox:
         OSError
             The directory cannot be written, or is full.
         """
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.size() >= self._most_bytes:
             raise OutboxFull(f"the outbox {self._directory} holds its {self._most_bytes} bytes; is PostgreSQL back?")
-        if self._segment is None:
-            self._segment = self._create()
+        with self._lock:
+            self._segment = self._segment or self._create()
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records so that they survive a crash of the machine.
@@ -69,24 +72,26 @@ class Outbox:
         OSError
             They could not be written; none counts.
         """
-        if self._segment is None:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._segment = self._create()
-        segment = self._segment
-        end = segment.seek(0, os.SEEK_END)
+        with self._lock:
+            self._segment = self._segment or self._create()
+            self._append(self._segment, records)
+
+    def _append(self, segment: Segment, records: Sequence[Record]) -> None:
         try:
-            segment.write(b"".join(_encode(record) for record in records))
-            segment.flush()
-            os.fsync(segment.fileno())
+            segment.append(records)
         except OSError:
-            self._abandon(segment, end)
+            # Never write to that file again: its state is in doubt. What it held before is flushed as any other.
+            self._segment = None
+            segment.release()
             raise
 
     def claim(self) -> Iterator[Segment]:
         """Segments to be settled: this process's own, closed for writing, and those of dead processes."""
-        own, self._segment = self._segment, None
+        with self._lock:
+            own = self._segment if self._segment and not self._segment.is_empty() else None
+            self._segment = self._segment if own is None else None
         if own is not None:
-            yield from self._own(own)
+            yield own
         for path in sorted(self._directory.glob(f"*{SUFFIX}")) if self._directory.is_dir() else ():
             if (file := _lock(path)) is not None:
                 yield Segment(path, file)
@@ -100,29 +105,16 @@ class Outbox:
         waiting = [born for size, born in self._stats() if size]
         return max(0.0, time.time() - min(waiting)) if waiting else 0.0
 
-    def _own(self, file: BinaryIO) -> Iterator[Segment]:
-        segment = Segment(Path(os.fsdecode(file.name)), file)
-        if file.seek(0, os.SEEK_END):
-            yield segment
-        else:
-            segment.delete()
-
-    def _create(self) -> BinaryIO:
-        path = self._directory / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}"
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _sync_directory(self._directory)
-        return file
-
-    def _abandon(self, segment: BinaryIO, end: int) -> None:
-        """Take back a half-written append, and never write to that file again: its state is in doubt."""
-        self._segment = None
-        try:
-            segment.truncate(end)
-        except OSError:
-            logger.exception("could not take back a torn append to %s; its CRC will", segment.name)
-        finally:
-            segment.close()
+    def _create(self) -> Segment:
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        while True:
+            path = self._directory / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}"
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_still(path, file):
+                _sync_directory(self._directory)
+                return Segment(path, file)
+            file.close()  # Another process took the empty file for a dead one's before it was locked.
 
     def _stats(self) -> Iterator[tuple[int, float]]:
         for path in self._directory.glob(f"*{SUFFIX}") if self._directory.is_dir() else ():
@@ -134,11 +126,27 @@ class Outbox:
 
 
 class Segment:
-    """A closed segment, locked by us until it is deleted or released."""
+    """One file, locked by us until it is deleted or released."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self._file = file
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write records and wait until the disk has them; on OSError none counts."""
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(b"".join(_encode(record) for record in records))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):  # If it cannot be taken back, its CRC gives a torn record away.
+                os.ftruncate(self._file.fileno(), end)
+            raise
+
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written."""
+        return self._file.seek(0, os.SEEK_END) == 0
 
     def records(self) -> list[Record]:
         """All records whose CRC is right; the others are set aside."""
@@ -161,7 +169,8 @@ class Segment:
 
     def release(self) -> None:
         """Leave it for a later try."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # Closing writes what is buffered, which a full disk refuses again.
+            self._file.close()
 
     def _set_aside(self, lines: list[bytes]) -> None:
         aside = self.path.with_suffix(".corrupt")
@@ -193,10 +202,18 @@ def _lock(path: Path) -> BinaryIO | None:
     except BlockingIOError:
         file.close()
         return None
-    if not path.exists():  # Deleted by the one who held the lock before us.
+    if not _is_still(path, file):  # Deleted by the one who held the lock before us.
         file.close()
         return None
     return file
+
+
+def _is_still(path: Path, file: BinaryIO) -> bool:
+    """Whether the path names this very file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_directory(directory: Path) -> None:

@@ -104,13 +104,20 @@ class Plan:
 
     def affordable(self, available: Decimal) -> int:
         """The most output tokens per answer that `available` credits cover at every candidate; below 0 for none."""
-        return min(
-            pricing.affordable_output(b.rates, b.input_tokens, available, self.terms, self.answers) for b in self.bounds
-        )
+        return min(self._affordable_at(bound, available) for bound in self.bounds)
 
     def cap_within(self, held: Decimal) -> int:
         """The cap to write into the request when `held` credits are held."""
+        if held >= self.cost(self.wanted_cap):
+            return self.wanted_cap
         return max(0, min(self.wanted_cap, self.affordable(held)))
+
+    def _affordable_at(self, bound: _Bound, available: Decimal) -> int:
+        most = bound.candidate.max_output
+        if most is not None and self._cost_of(bound, most) <= available:
+            return LARGEST_CAP  # The model's own limit is what keeps it from costing more.
+        fits = pricing.affordable_output(bound.rates, bound.input_tokens, available, self.terms, self.answers)
+        return fits if fits >= self.least_output else -1
 
     def _cost_of(self, bound: _Bound, cap: int) -> Decimal:
         output = max(bound.output(cap), self.least_output) * self.answers

@@ -19,8 +19,15 @@ ZERO = Decimal(0)
 LARGEST = Decimal("99999999999999.999999")
 
 _EXACT = Context(prec=60)
-_ABOVE = re.compile(r"_above_(\d+)k_tokens")
-_TIERS = ("priority", "flex", "batches")
+_ABOVE = re.compile(r"_above_(\d+)(k?)_tokens|_above_1hr")
+# The units a token can be priced by; a longer key ends in the name of a service tier (priority, flex, batches, …).
+_UNITS = frozenset(
+    {f"{way}_cost_per_{kind}token" for way in ("input", "output") for kind in ("", "audio_", "image_", "video_")}
+    | {"output_cost_per_reasoning_token", "cache_creation_input_token_cost", "cache_read_input_token_cost"}
+    | {"cache_creation_input_audio_token_cost", "input_cost_per_audio_per_token", "cache_read_input_audio_token_cost"}
+)
+# Tiers at the base rates or below; any other one, `auto` too, may be served at any tier's rates.
+_PLAIN_TIERS = (None, "", "default", "standard", "standard_only", "flex", "batch")
 # Rates by time or by other units have no bound in tokens: such a deployment has no price for us.
 _UNBOUNDED = ("input_cost_per_second", "output_cost_per_second")
 
@@ -105,12 +112,12 @@ def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> 
     """Whether a price entry can be charged by: 0 is a price only where the operator wrote it."""
     if entry is None or any(entry.get(key) for key in _UNBOUNDED):
         return False
-    rates = [entry.get("input_cost_per_token"), entry.get("output_cost_per_token")]
     if entry.get("tiered_pricing"):
         return True
-    if written_by_operator:
-        return any(rate is not None for rate in rates)
-    return any(rates)
+    rates = [entry.get("input_cost_per_token")]
+    if entry.get("mode") != "embedding":
+        rates.append(entry.get("output_cost_per_token"))
+    return all(rate is not None for rate in rates) if written_by_operator else all(rates)
 
 
 def is_free(entry: Mapping[str, Any]) -> bool:
@@ -184,12 +191,18 @@ def _is_output(key: str) -> bool:
 
 
 def _can_happen(key: str, trigger: Trigger) -> bool:
-    if (above := _ABOVE.search(key)) and trigger.input_tokens <= int(above[1]) * 1000:
+    above = _ABOVE.search(key)
+    if above and above[1] and trigger.input_tokens < int(above[1]) * (1000 if above[2] else 1):
         return False
-    if any(f"_{tier}" in key for tier in _TIERS) and f"_{trigger.tier}" not in key and trigger.tier != "auto":
+    if _ABOVE.sub("", key) not in _UNITS and _tier(trigger) in _PLAIN_TIERS:
         return False
     if key.startswith("cache_creation") and not trigger.caches:
         return False
     if "_audio" in key and not trigger.speech:
         return False
-    return "_image" not in key or trigger.images
+    # A model with a price for drawing may draw unasked.
+    return "_image" not in key or trigger.images or _is_output(key)
+
+
+def _tier(trigger: Trigger) -> str | None:
+    return trigger.tier.lower() if trigger.tier else None

@@ -52,17 +52,18 @@ def read(file: Path) -> Config:
 
 
 def fit(deployments: list[Deployment], environ: Mapping[str, str]) -> list[Deployment]:
-    """Keep what has its key; mock a model group none of whose deployments has one.
+    """Keep what has its key; mock the first of a model group none of whose deployments has one.
 
     A mock beside real deployments would answer, and charge, a part of the real calls: so it is left out.
     """
-    served = {each["model_name"] for each in deployments if _missing_key(each, environ) is None}
+    answered = {each["model_name"] for each in deployments if _missing_key(each, environ) is None}
     fitted = []
     for deployment in deployments:
-        key = _missing_key(deployment, environ)
+        key, name = _missing_key(deployment, environ), deployment["model_name"]
         if key is None:
             fitted.append(deployment)
-        elif deployment["model_name"] not in served:
+        elif name not in answered:
+            answered.add(name)
             fitted.append(_mock(deployment, key))
     return fitted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -118,13 +119,16 @@ def _check_model(model: Any) -> None:
 _SHAPES: Mapping[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
     "stream": (bool, "true or false"),
     "stream_options": (dict, "an object"),
-    "messages": (list, "an array"),
+    "messages": (list, "an array of messages"),
     "tools": (list, "an array"),
     "functions": (list, "an array"),
     "modalities": (list, "an array"),
     "metadata": (dict, "an object"),
     "service_tier": (str, "a string"),
     "max_tool_calls": (int, "a whole number"),
+    "input": ((str, list), "a string or an array"),
+    "prompt": ((str, list, dict), "a string or an array"),
+    "instructions": (str, "a string"),
 }
 _PROMPT_FIELDS = {
     CHAT: "messages",
@@ -138,18 +142,35 @@ _PROMPT_FIELDS = {
 def _check_shape(endpoint: Endpoint, body: Body) -> None:
     for field, (kind, wanted) in _SHAPES.items():
         if (value := body.get(field)) is not None and not isinstance(value, kind):
-            raise BadRequest(f"'{field}' must be {wanted}.", code="invalid_value", param=field)
+            raise _wrong(field, wanted)
+    for field, value in body.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _wrong(field, "a finite number")
     if body.get("background"):
         raise BadRequest(
             "'background' answers cannot be charged when they are done; leave it out or set it to false.",
             code="unsupported_value",
             param="background",
         )
+    _check_prompt(endpoint, body)
+
+
+def _check_prompt(endpoint: Endpoint, body: Body) -> None:
     field = _PROMPT_FIELDS[endpoint]
-    if body.get(field) in (None, "", []) and not (endpoint is RESPONSES and body.get("prompt")):
+    prompt = body.get(field)
+    if prompt in (None, "", []) and not (endpoint is RESPONSES and body.get("prompt")):
         raise BadRequest(f"'{field}' is missing or empty.", code="missing_field", param=field)
+    if field == "prompt" and isinstance(prompt, dict):
+        raise _wrong(field, "a string or an array")
     if prompts(endpoint, body) > _MOST_PROMPTS:
         raise BadRequest(f"'{field}' holds more than {_MOST_PROMPTS} items.", code="invalid_value", param=field)
+    for message in prompt if field == "messages" and isinstance(prompt, list) else ():
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str | list | None):
+            raise _wrong("messages", "an array of objects whose content is a string, an array or null")
+
+
+def _wrong(field: str, wanted: str) -> BadRequest:
+    return BadRequest(f"'{field}' must be {wanted}.", code="invalid_value", param=field)
 
 
 def whole_number(body: Body, field: str, most: int) -> int | None:

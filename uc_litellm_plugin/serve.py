@@ -162,7 +162,7 @@ def _child_environment(environ: Mapping[str, str], settings: Settings) -> dict[s
 
 def _announce(options: Options, config: proxy_config.Config, api_key: str | None) -> None:
     say(f"\nThe proxy answers at {options.url}. Ctrl-C stops it and all that was started with it.")
-    if mocked := proxy_config.mocked(config):
+    if options.config is None and (mocked := proxy_config.mocked(config)):
         say(f"Answered by LiteLLM's mock, since no provider key is set: {', '.join(mocked)}.")
     if api_key is None:
         return

@@ -21,7 +21,17 @@ Rate = Annotated[Decimal, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values(cls, values: Any) -> Any:
+        # YAML reads `on` and `yes` as true, which pydantic would take for the number 1.
+        if isinstance(values, dict):
+            for key, value in values.items():
+                if isinstance(value, bool):
+                    raise ValueError(f"{key} must not be true or false")
+        return values
 
 
 class DatabaseSettings(_Section):
@@ -153,6 +163,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{file}: the top level must be a mapping of sections, not {type(values).__name__}")
+    odd = [key for key in values if not isinstance(key, str)]
+    if odd:
+        raise SettingsError(
+            f"{file}: the key {odd[0]!r} is read as {type(odd[0]).__name__}; put it in quotes or correct it"
+        )
     for key in ("config_file", "state_dir", "database_url", "sealing_keys"):
         if key in values:
             raise SettingsError(f"{file}: {key} does not belong into the file; set it by the environment variable")
@@ -183,4 +198,6 @@ def _fix(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return "unknown key; remove it or correct its spelling (all keys stand in the shipped config/uc.yaml)"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return message if fault["type"] == "value_error" else f"{message} (it is {fault['input']!r})"
+    # A text may be a secret in the wrong place, so only numbers are shown.
+    shown = isinstance(fault["input"], int | float)
+    return f"{message} (it is {fault['input']!r})" if shown and fault["type"] != "value_error" else message

@@ -69,7 +69,7 @@ class Settlement:
     def _credits(self, call: Call, usd: Decimal) -> Decimal:
         try:
             return pricing.credits(usd, call.plan.terms)
-        except OverflowError:
+        except ArithmeticError:
             logger.critical(
                 "call %s reports a cost of %s USD, which no ledger row holds; charging its hold", call.id, usd
             )

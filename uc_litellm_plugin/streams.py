@@ -12,7 +12,7 @@ import anyio
 from . import answers
 from .answers import Stream
 from .call import Answer, Call
-from .demand import Tokenizer, count
+from .demand import Tokenizer, count, input_estimate
 from .settlement import Settlement
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ async def settled(
     except (asyncio.CancelledError, GeneratorExit):
         # The client has left: the awaits below must not be cancelled again (anyio cancels at every await).
         with anyio.CancelScope(shield=True):
-            if not stream.complete and _reasons_unseen(call):
+            if not stream.complete and call.reasons_unseen:
                 await _read_on(call, source, stream, drain_s)
             await _cut(call, stream, settlement, tokenizer, CLIENT_LEFT, "client_disconnected")
         raise
@@ -69,7 +69,7 @@ _END = object()
 async def _next(call: Call, source: Any) -> Any:
     """The next chunk. A stream that reasons unseen is read in a task, which the client's leaving does not cancel."""
     try:
-        if not _reasons_unseen(call):
+        if not call.reasons_unseen:
             return await source.__anext__()
         call.reading = call.reading or asyncio.ensure_future(source.__anext__())
         chunk = await asyncio.shield(call.reading)
@@ -96,6 +96,7 @@ async def _pass(
 async def _finish(call: Call, stream: Stream, response: Any, settlement: Settlement, tokenizer: Tokenizer) -> None:
     """The stream ended without a complete usage: what was delivered is counted."""
     call.response_id = stream.response_id
+    stream.complete = stream.complete or (stream.usage is not None and call.endpoint.dialect == "openai")
     if call.ending is not None:
         await asyncio.shield(call.ending)
     elif stream.failed and not stream.text:
@@ -111,7 +112,7 @@ def _answer(call: Call, stream: Stream, response: Any, tokenizer: Tokenizer) -> 
         return Answer(stream.usage or {}, "cache")
     if stream.usage is None or not stream.complete or not _reported(call, response):
         return _estimate(call, stream, tokenizer)
-    return Answer(stream.usage, "usage", service_tier=stream.service_tier)
+    return Answer(stream.usage, _source(call, stream.usage), service_tier=stream.service_tier)
 
 
 def _reported(call: Call, response: Any) -> bool:
@@ -120,14 +121,31 @@ def _reported(call: Call, response: Any) -> bool:
     LiteLLM ends every chat stream with a usage; the provider's is among the chunks it collected
     (litellm/litellm_core_utils/streaming_handler.py, `_finalize_completed_stream`).
     """
-    collected = getattr(response, "chunks", None)
-    if call.endpoint.dialect != "openai" or not isinstance(collected, list) or not collected or len(call.attempts) > 1:
+    collected = _collected(response)
+    if not collected or len(call.attempts) > 1:
         return True
     return any(answers.usage_of(chunk) is not None for chunk in collected)
 
 
+def _collected(response: Any) -> list[Any]:
+    """The chunks of the provider's chat stream, through the wrappers of the other dialects."""
+    for name in ("chunks", "collected_chat_completion_chunks"):
+        if isinstance(chunks := getattr(response, name, None), list):
+            return chunks
+    inner = getattr(response, "completion_stream", None)
+    return _collected(inner) if inner is not None and inner is not response else []
+
+
+def _source(call: Call, usage: answers.Usage) -> str:
+    """LiteLLM fills in the usage of a responses stream that came without (responses/streaming_iterator.py,
+    `_estimate_usage_from_text`); it cannot be told apart but by its lack of details."""
+    made_up = call.endpoint.dialect == "responses" and not usage.get("input_tokens_details")
+    return "estimate" if made_up else "usage"
+
+
 def _estimate(call: Call, stream: Stream, tokenizer: Tokenizer, status: int = 200, error: str | None = None) -> Answer:
-    usage = answers.estimated(call.endpoint.dialect, call.input_tokens, count(stream.text, tokenizer), stream.usage)
+    read = input_estimate(call.demand, tokenizer)
+    usage = answers.estimated(call.endpoint.dialect, read, count(stream.text, tokenizer), stream.usage)
     message = None if error is None else "cut after part of the answer; the delivered part was charged"
     return Answer(usage, "estimate", status, error, message, stream.service_tier)
 
@@ -155,13 +173,7 @@ async def _broken(call: Call, stream: Stream, settlement: Settlement, tokenizer:
     if stream.text:
         await _cut(call, stream, settlement, tokenizer, status, "provider_stream_broken")
     else:
-        await settlement.release(call, status, type(error).__name__)
-
-
-def _reasons_unseen(call: Call) -> bool:
-    """Whether the model may spend output tokens that the stream does not show."""
-    candidate = call.answering
-    return candidate is not None and candidate.reasons
+        await settlement.release(call, status, f"{type(error).__name__} ({status})")
 
 
 async def _read_on(call: Call, source: Any, stream: Stream, drain_s: float) -> None:

@@ -101,6 +101,7 @@ class Worker:
 
     async def _start(self) -> None:
         await self.database.open()
+        await self.ledger.check_outbox()
         holds, usage = self.settings.holds, self.settings.usage
         listening = changes.listen(
             self.settings,
@@ -113,6 +114,7 @@ class Worker:
             self._beat(holds.extend_every_s, self._extend),
             self._beat(holds.sweep_every_s, self.ledger.expire),
             self._beat(_OUTBOX_EVERY_S, self.ledger.flush),
+            self._beat(_OUTBOX_EVERY_S, self.ledger.check_outbox),
             self._beat(_HEALTH_EVERY_S, self.health.flush),
             self._beat(usage.summary_every_s, self._refresh_summary),
         ]

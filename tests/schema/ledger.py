@@ -93,7 +93,9 @@ class Ledger:
     async def fingerprint(self) -> str:
         """Changes with any change of an account, of the ledger, of the leases or of the usage log."""
         tables = ("user_credits", "credit_transactions", "credit_holds", "llm_usage_log")
-        sums = (f"(SELECT coalesce(string_agg(t::text, '/' ORDER BY t::text), '') FROM {table} AS t)" for table in tables)
+        sums = (
+            f"(SELECT coalesce(string_agg(t::text, '/' ORDER BY t::text), '') FROM {table} AS t)" for table in tables
+        )
         return str(await self.connection.fetchval(f"SELECT md5({' || '.join(sums)})"))
 
     async def _row(self, statement: str, *arguments: Any) -> asyncpg.Record:

@@ -211,7 +211,8 @@ async def test_load_caller(db: Connection) -> None:
     """An API key's hash leads to the key and its account; touching keys is noted."""
     await db.execute("SELECT create_account('ann', 'professional', 'precision')")
     key = await db.fetchval(
-        "INSERT INTO user_api_keys (user_id, key_hash, name, role) VALUES ('ann', $1, 'laptop', 'service') RETURNING id",
+        "INSERT INTO user_api_keys (user_id, key_hash, name, role) VALUES ('ann', $1, 'laptop', "
+        "'service') RETURNING id",
         "a" * 64,
     )
     row = await db.fetchrow("SELECT * FROM load_caller($1)", "a" * 64)

@@ -11,6 +11,11 @@ import pytest
 from tests.schema.ledger import Connection
 from tests.schema.server import apply_sql
 
+PROVIDERS = {
+    "openai", "anthropic", "openrouter", "google", "cohere", "together", "groq", "mistral", "perplexity", "fireworks",
+    "huggingface", "anyscale", "deepinfra", "custom",
+}  # fmt: skip
+
 
 async def test_packages(db: Connection) -> None:
     """The four packages, in the order they are offered."""
@@ -44,16 +49,15 @@ async def test_power_levels(db: Connection) -> None:
         ("balanced", ["openai", "anthropic", "openrouter"], Decimal("1.0"), 3000, 85, 4096),
         ("precision", ["anthropic", "openai"], Decimal("1.5"), 2000, 95, 8192),
     ]
-    assert {(row["fallback_strategy"], row["source"], row["is_active"]) for row in rows} == {("next_available", "seed", True)}
+    assert {(row["fallback_strategy"], row["source"], row["is_active"]) for row in rows} == {
+        ("next_available", "seed", True)
+    }
 
 
 async def test_providers(db: Connection) -> None:
     """The fourteen providers, none of LiteLLM's names claimed by two of them."""
     names = {row["name"] for row in await db.fetch("SELECT name FROM providers")}
-    assert names == set(
-        "openai anthropic openrouter google cohere together groq mistral perplexity fireworks huggingface anyscale "
-        "deepinfra custom".split()
-    )
+    assert names == PROVIDERS
     twice = "SELECT unnest(litellm_names) FROM providers GROUP BY 1 HAVING count(*) > 1"
     assert await db.fetch(twice) == []
 
@@ -78,8 +82,13 @@ async def test_preferred_providers_exist(db: Connection) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM power_level_configs WHERE power_level = 'eco'",
-                                       "UPDATE power_level_configs SET power_level = 'x' WHERE power_level = 'eco'"])  # fmt: skip
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM power_level_configs WHERE power_level = 'eco'",
+        "UPDATE power_level_configs SET power_level = 'x' WHERE power_level = 'eco'",
+    ],
+)
 async def test_seed_levels_stay(db: Connection, statement: str) -> None:
     """The three levels can be neither deleted nor renamed."""
     with pytest.raises(asyncpg.RaiseError, match='"eco"'):

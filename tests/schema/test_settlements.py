@@ -12,7 +12,13 @@ import pytest
 
 from tests.schema.ledger import Ledger, plain, release, settlement
 
-USAGE = {"provider": "openai", "model": "gpt-4o-mini", "prompt_tokens": 7, "completion_tokens": 5, "cost_usd": "0.000123456789"}
+USAGE = {
+    "provider": "openai",
+    "model": "gpt-4o-mini",
+    "prompt_tokens": 7,
+    "completion_tokens": 5,
+    "cost_usd": "0.000123456789",
+}
 
 
 async def outcome(ledger: Ledger, *items: dict[str, object]) -> list[str]:
@@ -27,12 +33,18 @@ async def test_settle(ledger: Ledger) -> None:
     assert [dict(row) for row in rows] == [
         {
             "hold_id": hold, "outcome": "settled", "charged": Decimal("1.5"), "debt_added": 0,
-            "credits_remaining": Decimal("8.5"), "credits_held": 0, "credits_available": Decimal("8.5"), "credits_debt": 0,
+            "credits_remaining": Decimal("8.5"), "credits_held": 0, "credits_available": Decimal("8.5"),
+            "credits_debt": 0,
         }
     ]  # fmt: skip
     debit = await ledger.connection.fetchrow("SELECT * FROM credit_transactions WHERE transaction_type = 'debit'")
     assert debit is not None
-    assert (debit["amount"], debit["held_delta"], debit["hold_id"], debit["ends_hold"]) == (Decimal("-1.5"), -4, hold, True)
+    assert (debit["amount"], debit["held_delta"], debit["hold_id"], debit["ends_hold"]) == (
+        Decimal("-1.5"),
+        -4,
+        hold,
+        True,
+    )
     assert (debit["provider"], debit["prompt_tokens"], debit["request_id"]) == ("openai", 7, str(hold))
     usage = await ledger.usage(hold)
     assert (usage["cost_credits"], usage["total_tokens"], usage["success"]) == (Decimal("1.5"), 12, True)
@@ -106,7 +118,12 @@ async def test_late_settlement(ledger: Ledger, end: str) -> None:
     assert late is not None
     assert (late["metadata"], late["ends_hold"], late["held_delta"]) == ('{"late": true}', False, 0)
     usage = await ledger.usage(hold)
-    assert (usage["cost_credits"], usage["success"], usage["model"], usage["error_type"]) == (3, True, "gpt-4o-mini", None)
+    assert (usage["cost_credits"], usage["success"], usage["model"], usage["error_type"]) == (
+        3,
+        True,
+        "gpt-4o-mini",
+        None,
+    )
     assert await ledger.audit() == []
 
 
@@ -122,7 +139,9 @@ async def test_release(ledger: Ledger) -> None:
     """A release frees all of the hold and writes a failed usage row that costs nothing."""
     await ledger.add("ann", "10")
     hold = await ledger.held("ann", "4")
-    rows = await ledger.settle(release(hold, "ann", provider="openai", error_type="timeout", success=True, status_code=504))
+    rows = await ledger.settle(
+        release(hold, "ann", provider="openai", error_type="timeout", success=True, status_code=504)
+    )
     assert [(row["outcome"], row["credits_available"]) for row in rows] == [("released", 10)]
     usage = await ledger.usage(hold)
     assert (usage["success"], usage["cost_credits"], usage["status_code"]) == (False, 0, 504)
@@ -181,7 +200,10 @@ async def test_unknown_account(ledger: Ledger) -> None:
     """Who has no account is charged nothing, and the others of the batch are settled."""
     await ledger.add("ann", "10")
     rows = await ledger.settle(settlement(uuid.uuid4(), "nobody", "1"), settlement(uuid.uuid4(), "ann", "1"))
-    assert [(row["outcome"], row["credits_remaining"]) for row in rows] == [("unknown_account", None), ("late_settled", 9)]
+    assert [(row["outcome"], row["credits_remaining"]) for row in rows] == [
+        ("unknown_account", None),
+        ("late_settled", 9),
+    ]
     assert (rows[0]["charged"], rows[0]["credits_debt"]) == (None, None)
 
 
@@ -191,7 +213,10 @@ async def test_hold_of_another_account(ledger: Ledger) -> None:
     await ledger.add("bob", "10")
     hold = await ledger.held("ann", "4")
     before = await ledger.fingerprint()
-    assert await outcome(ledger, settlement(hold, "bob", "1"), release(hold, "bob", **USAGE)) == ["conflict", "conflict"]
+    assert await outcome(ledger, settlement(hold, "bob", "1"), release(hold, "bob", **USAGE)) == [
+        "conflict",
+        "conflict",
+    ]
     assert await ledger.fingerprint() == before
 
 
@@ -275,7 +300,9 @@ async def test_random_orders_keep_the_books(ledger: Ledger) -> None:
             items = []
             for hold, owner in chance.choices(holds, k=min(len(holds), chance.randint(1, 6))):
                 charge = Decimal(chance.randint(0, 9_000_000)).scaleb(-6)
-                items.append(chance.choice([release(hold, owner, **USAGE), settlement(hold, owner, str(charge), **USAGE)]))
+                items.append(
+                    chance.choice([release(hold, owner, **USAGE), settlement(hold, owner, str(charge), **USAGE)])
+                )
             for row, item in zip(await ledger.settle(*items), items, strict=True):
                 if row["outcome"] in ("settled", "late_settled"):
                     assert row["hold_id"] not in charges

@@ -9,34 +9,36 @@ from tests.schema.ledger import Connection
 from tests.schema.server import SQL_FILES, apply_sql, dump_schema, psql
 
 TABLES = {
-    "user_credits": """user_id credits_remaining credits_held credits_debt credits_available credits_lifetime credits_spent
-        monthly_cap spent_this_month last_reset tier power_level auto_recharge recharge_threshold recharge_amount
-        stripe_customer_id status version metadata created_at updated_at""",
-    "credit_transactions": """id user_id transaction_type amount held_delta debt_delta balance_after held_after debt_after
-        user_version hold_id expires_at idempotency_key provider model prompt_tokens completion_tokens tokens_used
-        cost_per_token power_level byok_used payment_method stripe_transaction_id stripe_invoice_id package_id request_id
-        metadata notes admin_user_id created_at""",
-    "user_provider_keys": """id user_id provider encrypted_api_key key_id key_name key_hint api_base is_active is_default
-        fallback total_requests total_tokens last_used last_error expires_at rotation_reminder created_at updated_at""",
+    "user_credits": """user_id credits_remaining credits_held credits_debt credits_available credits_lifetime
+        credits_spent monthly_cap spent_this_month last_reset tier power_level auto_recharge recharge_threshold
+        recharge_amount stripe_customer_id status version metadata created_at updated_at""",
+    "credit_transactions": """id user_id transaction_type amount held_delta debt_delta balance_after held_after
+        debt_after user_version hold_id expires_at idempotency_key provider model prompt_tokens completion_tokens
+        tokens_used cost_per_token power_level byok_used payment_method stripe_transaction_id stripe_invoice_id
+        package_id request_id metadata notes admin_user_id created_at""",
+    "user_provider_keys": """id user_id provider encrypted_api_key key_id key_name key_hint api_base is_active
+        is_default fallback total_requests total_tokens last_used last_error expires_at rotation_reminder created_at
+        updated_at""",
     "llm_usage_log": """id user_id provider model model_group power_level prompt_tokens completion_tokens total_tokens
-        cached_tokens reasoning_tokens cost_credits cost_usd cost_per_token cost_source byok_used provider_key_id request_id
-        hold_id session_id app_id endpoint call_type streamed attempts latency_ms time_to_first_token_ms tokens_per_second
-        success status_code error_type error_message user_agent ip_address metadata created_at""",
+        cached_tokens reasoning_tokens cost_credits cost_usd cost_per_token cost_source byok_used provider_key_id
+        request_id hold_id session_id app_id endpoint call_type streamed attempts latency_ms time_to_first_token_ms
+        tokens_per_second success status_code error_type error_message user_agent ip_address metadata created_at""",
     "provider_health": """provider deployment status avg_latency_ms p95_latency_ms success_rate requests_last_hour
         rate_limit_remaining last_check last_success last_failure consecutive_failures last_error error_count_24h
         created_at""",
-    "credit_packages": """id name credits price_usd discount_percent min_tier is_active is_featured sort_order description
-        badge_text stripe_price_id created_at updated_at""",
+    "credit_packages": """id name credits price_usd discount_percent min_tier is_active is_featured sort_order
+        description badge_text stripe_price_id created_at updated_at""",
     "power_level_configs": """id power_level name description preferred_providers fallback_strategy cost_multiplier
-        max_latency_ms min_quality_score default_max_output_tokens is_active source yaml_checksum created_at updated_at""",
+        max_latency_ms min_quality_score default_max_output_tokens is_active source yaml_checksum created_at
+        updated_at""",
     "schema_version": "version name checksum applied_at duration_ms app_version",
     "providers": "name display_name litellm_names key_pattern models_url created_at",
     "user_api_keys": "id user_id key_hash key_hint name role is_active expires_at last_used created_at",
     "credit_holds": "hold_id user_id amount expires_at power_level created_at",
     "settlement_quarantine": "id hold_id user_id record error created_at resolved_at",
     "llm_usage_summary": """user_id provider model power_level date request_count success_count error_count
-        total_prompt_tokens total_completion_tokens total_tokens avg_tokens_per_request total_cost avg_cost_per_request
-        avg_latency_ms p95_latency_ms avg_tokens_per_second success_rate byok_requests""",
+        total_prompt_tokens total_completion_tokens total_tokens avg_tokens_per_request total_cost
+        avg_cost_per_request avg_latency_ms p95_latency_ms avg_tokens_per_second success_rate byok_requests""",
 }
 
 SIGNATURES = {
@@ -104,7 +106,8 @@ async def test_money_and_time_types(db: Connection) -> None:
     )
     assert loose == []
     credit_columns = await db.fetchval(
-        "SELECT count(*) FROM pg_attribute WHERE attrelid IN ('user_credits'::regclass, 'credit_transactions'::regclass, "
+        "SELECT count(*) FROM pg_attribute WHERE attrelid IN ('user_credits'::regclass, "
+        "'credit_transactions'::regclass, "
         "'credit_holds'::regclass, 'llm_usage_log'::regclass) AND atttypid = 'credits'::regtype"
     )
     assert credit_columns == 10 + 6 + 1 + 1
@@ -124,7 +127,8 @@ async def test_updated_at(db: Connection, table: str) -> None:
     """A change moves updated_at, whatever the statement says about it."""
     await db.execute("SELECT create_account('ann')")
     await db.execute(
-        "INSERT INTO user_provider_keys (user_id, provider, encrypted_api_key, key_id) VALUES ('ann', 'openai', 'x', 'k')"
+        "INSERT INTO user_provider_keys (user_id, provider, encrypted_api_key, key_id) VALUES ('ann', "
+        "'openai', 'x', 'k')"
     )
     before = await db.fetchval(f"SELECT max(updated_at) FROM {table}")
     await db.execute(f"UPDATE {table} SET updated_at = '2001-01-01'")
@@ -190,7 +194,9 @@ async def test_schema_name_is_a_setting(empty_url: str) -> None:
     answer = await connection.fetchrow("SELECT * FROM \"Credits of ours\".add_user_credits('ann', 5, 'bonus')")
     assert answer is not None
     assert answer["success"]
-    schemas = await connection.fetch("SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname !~ '^(pg_|information)'")
+    schemas = await connection.fetch(
+        "SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname !~ '^(pg_|information)'"
+    )
     assert [row["schemaname"] for row in schemas] == ["Credits of ours"]
     await connection.close()
 

@@ -74,7 +74,9 @@ async def test_add_opens_the_account(ledger: Ledger) -> None:
     assert answer["new_balance"] == Decimal("0.000001")
 
 
-@pytest.mark.parametrize(("kind", "lifetime"), [("purchase", "5"), ("bonus", "0"), ("refund", "0"), ("adjustment", "0")])
+@pytest.mark.parametrize(
+    ("kind", "lifetime"), [("purchase", "5"), ("bonus", "0"), ("refund", "0"), ("adjustment", "0")]
+)
 async def test_lifetime_counts_purchases(ledger: Ledger, kind: str, lifetime: str) -> None:
     """Only bought credits count as lifetime credits."""
     await ledger.add("ann", "5", kind)
@@ -109,7 +111,8 @@ async def test_add_refusals(ledger: Ledger, amount: str, kind: str, options: dic
     assert await ledger.fingerprint() == before
 
 
-@pytest.mark.parametrize(("user", "amount", "error"), [("nobody", "-1", "unknown_account"), ("", "1", "invalid_user_id"),
+@pytest.mark.parametrize(("user", "amount", "error"), [("nobody", "-1", "unknown_account"), ("", "1",
+"invalid_user_id"),
                                                        ("a\tb", "1", "invalid_user_id")])  # fmt: skip
 async def test_add_opens_no_impossible_account(ledger: Ledger, user: str, amount: str, error: str) -> None:
     """Nothing can be taken from nobody, and an impossible id gets no account."""
@@ -197,7 +200,12 @@ async def test_debit(ledger: Ledger) -> None:
     assert (answer["success"], answer["new_balance"], answer["error_message"]) == (True, Decimal("7.5"), None)
     row = await ledger.connection.fetchrow("SELECT * FROM credit_transactions WHERE id = $1", answer["transaction_id"])
     assert row is not None
-    assert (row["amount"], row["provider"], row["model"], row["tokens_used"]) == (Decimal("-2.5"), "openai", "gpt-4o-mini", 30)
+    assert (row["amount"], row["provider"], row["model"], row["tokens_used"]) == (
+        Decimal("-2.5"),
+        "openai",
+        "gpt-4o-mini",
+        30,
+    )
     assert (row["request_id"], row["idempotency_key"], row["power_level"]) == ("r", "r", "balanced")
     assert row["cost_per_token"] == Decimal("0.083333333333")
     account = await ledger.account("ann")

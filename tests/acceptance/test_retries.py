@@ -1,0 +1,72 @@
+"""Retries and fallbacks: paid once, at the price of whoever answered, within the hold."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import pytest
+
+from tests.acceptance import prices
+from tests.acceptance.asking import ask
+from tests.acceptance.bank import Bank
+from tests.acceptance.test_faults import FAULTS, ended, kind
+from tests.proxy import Proxy, upstream_key
+from tests.upstream import Upstream
+
+__all__ = ["FAULTS"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_retried(proxy: Proxy, upstream: Upstream, bank: Bank, stream: bool) -> None:
+    """A call that succeeds at its third attempt is charged once, and its row counts the attempts."""
+    account = bank.open()
+    upstream.set_fault("status", status=500, times=2)
+    answer = ask(proxy, account, "chat", stream, model="retried")
+    over = ended(bank, account)
+    over.note("500 twice, then well", f"chat, {kind(stream)}", answer.status_code)
+    books = upstream.calls()
+    assert (answer.status_code, len(books)) == (200, 3)
+    assert (over.charged, over.row["success"], over.row["attempts"]) == (prices.of_call(books[-1]), True, 3)
+    assert over.row["cost_source"] == "usage"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [500, 429])
+def test_falls_back(proxy: Proxy, upstream: Upstream, bank: Bank, status: int, stream: bool) -> None:
+    """A call that falls back to a dearer group is charged the dearer price, which its hold covered."""
+    account = bank.open()
+    upstream.set_fault("status", status=status, match={"api_key": upstream_key("cheap")})
+    answer = ask(proxy, account, "chat", stream, model="cheap")
+    over = ended(bank, account)
+    over.note(f"{status}, dearer group answers", f"chat, {kind(stream)}", answer.status_code)
+    assert [call["status"] for call in upstream.calls()] == [status, 200]
+    assert (answer.status_code, over.charged) == (200, prices.of_call(upstream.calls()[1]))
+    assert Decimal(answer.headers["x-uc-credits-held"]) >= over.charged
+    facts = json.loads(over.row["metadata"])
+    assert (over.row["model_group"], facts["group"], over.row["attempts"]) == ("cheap", "dear", 2)
+
+
+def test_both_fail(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
+    """A call whose fallback fails too is not charged."""
+    account = bank.open()
+    upstream.set_fault("status", status=500)
+    answer = ask(proxy, account, "chat", model="cheap")
+    over = ended(bank, account)
+    over.note("500, at the fallback too", "chat, plain", answer.status_code)
+    assert (answer.status_code, over.charged, over.row["attempts"]) == (500, 0, 2)
+
+
+def test_rate_limited(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
+    """Calls beyond the tier's requests per minute get a 429 and leave nothing held."""
+    account = bank.open(tier="free")
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: ask(proxy, account, "chat").status_code, range(70)))
+    assert set(statuses) == {200, 429}
+    paid = statuses.count(200)
+    bank.settled(account, paid)
+    balance = bank.balance(account)
+    assert len(upstream.calls()) == paid
+    assert (balance.remaining, balance.held) == (100 - sum(map(prices.of_call, upstream.calls())), 0)
+    assert bank.audit() == []

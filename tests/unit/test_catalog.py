@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+import litellm
+import pytest
+from litellm import Router
+from litellm.types.utils import ModelResponse, Usage
+
+from tests.unit.costs import random_trigger, random_usage, sample
+from tests.unit.samples import held_call
+from uc_litellm_plugin import catalog, pricing
+from uc_litellm_plugin.call import Answer, Outcome
+from uc_litellm_plugin.catalog import Catalog
+from uc_litellm_plugin.errors import BadRequest
+from uc_litellm_plugin.outbox import Record
+from uc_litellm_plugin.plan import Candidate
+from uc_litellm_plugin.settlement import Settlement
+
+OWN_PRICES = {"input_cost_per_token": 3e-6, "output_cost_per_token": 7e-6, "cache_read_input_token_cost": 1e-6}
+
+
+def deployment(group: str, model: str, info: Mapping[str, Any] | None = None, **params: Any) -> dict[str, Any]:
+    return {
+        "model_name": group,
+        "litellm_params": {"model": model, "api_key": "none", **params},
+        "model_info": {"id": f"{group}-{model}", **(info or {})},
+    }
+
+
+@pytest.fixture(scope="module")
+def router() -> Router:
+    """One router with a deployment of each kind that this module asks for."""
+    return Router(
+        model_list=[
+            deployment("mini", "openai/gpt-4o-mini"),
+            deployment("mini", "azure/my-mini", {"base_model": "azure/gpt-4o-mini"}, api_base="http://none"),
+            deployment("mini", "openai/priceless"),
+            deployment("sonnet", "anthropic/claude-sonnet-4-5", {"uc_provider": "ours"}),
+            deployment("flash", "gemini/gemini-2.5-flash"),
+            deployment("own", "openai/llama", **OWN_PRICES),
+            deployment("told", "openai/llama", {"input_cost_per_token": 4e-6, "output_cost_per_token": 5e-6}),
+            deployment("edited", "openai/llama-e", **OWN_PRICES),
+            deployment("half", "openai/gpt-4o", input_cost_per_token=1e-6),
+            deployment("free", "openai/llama", input_cost_per_token=0, output_cost_per_token=0),
+            deployment("priceless", "openai/priceless"),
+            deployment("routed", "azure/model-router", api_base="http://none"),
+            deployment("any/*", "openai/*"),
+            deployment("last", "openai/gpt-4.1-nano"),
+        ],
+        fallbacks=[{"mini": ["sonnet"]}, {"sonnet": ["flash", "mini"]}, {"own": ["priceless"]}],
+        context_window_fallbacks=[{"mini": ["own"]}],
+        content_policy_fallbacks=[{"flash": ["told"]}],
+        default_fallbacks=["last"],
+        model_group_alias={"alias": "mini"},
+    )
+
+
+@pytest.fixture
+def found(router: Router) -> Catalog:
+    """The catalog over that router, with one provider renamed."""
+    return Catalog(lambda: router, lambda name: {"gemini": "google"}.get(name, name))
+
+
+@pytest.fixture
+def edited(request: pytest.FixtureRequest, router: Router) -> Iterator[str]:
+    """The name of a price entry that the test may change."""
+    name = getattr(request, "param", "edited-openai/llama-e")
+    before = dict(litellm.model_cost[name])
+    yield name
+    litellm.register_model({name: before})
+
+
+def only(found: Catalog, model: str) -> Candidate:
+    """The one candidate of the group itself."""
+    return next(each for each in found.candidates(model) if each.group == model)
+
+
+def litellms_cost(model: str, usage: Mapping[str, Any], **options: Any) -> Decimal:
+    answer = ModelResponse(model=model, usage=Usage(**usage))
+    return pricing.usd(litellm.completion_cost(completion_response=answer, model=model, **options))
+
+
+CHAT_USAGE = {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
+CACHED_USAGE = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 400}}
+
+
+@pytest.mark.parametrize("usage", [CHAT_USAGE, CACHED_USAGE])
+@pytest.mark.parametrize(
+    ("group", "model"),
+    [
+        ("mini", "gpt-4o-mini"),
+        ("sonnet", "claude-sonnet-4-5"),
+        ("flash", "gemini/gemini-2.5-flash"),
+        ("any/gpt-4o", "gpt-4o"),
+        ("last", "gpt-4.1-nano"),
+    ],
+)
+def test_the_cost_is_litellms_own(found: Catalog, group: str, model: str, usage: dict[str, Any]) -> None:
+    """A usage costs what LiteLLM's completion_cost says, cached tokens at their rate included."""
+    cost = catalog.cost(only(found, group), usage, "acompletion", None)
+    assert cost == litellms_cost(model, usage)
+    assert cost > 0
+
+
+def test_the_cost_by_hand(found: Catalog) -> None:
+    """The operator's prices count token by token, those of the cache apart."""
+    assert catalog.cost(only(found, "own"), CHAT_USAGE, "acompletion", None) == Decimal("0.0065")
+    assert catalog.cost(only(found, "own"), CACHED_USAGE, "acompletion", None) == Decimal("0.0057")
+    assert catalog.cost(only(found, "told"), CHAT_USAGE, "acompletion", None) == Decimal("0.0065")
+
+
+@pytest.mark.parametrize("tier", ["flex", "priority", "default", "auto", None])
+def test_service_tiers_have_their_prices(found: Catalog, tier: str | None) -> None:
+    """The tier that the provider served decides the rate."""
+    candidate = only(found, "last")
+    suffix = f"_{tier}" if candidate.prices.get(f"input_cost_per_token_{tier}") else ""
+    by_hand = 1000 * pricing.exact(candidate.prices[f"input_cost_per_token{suffix}"]) + 500 * pricing.exact(
+        candidate.prices[f"output_cost_per_token{suffix}"]
+    )
+    assert catalog.cost(candidate, CHAT_USAGE, "acompletion", tier) == pricing.usd(by_hand)
+
+
+def test_dialects_cost_the_same(found: Catalog) -> None:
+    """The same tokens cost the same as chat, responses or messages usage, with a cache read."""
+    candidate = only(found, "sonnet")
+    responses = {
+        "input_tokens": 1000, "output_tokens": 500, "total_tokens": 1500,
+        "input_tokens_details": {"cached_tokens": 400}, "output_tokens_details": {"reasoning_tokens": 0},
+    }  # fmt: skip
+    messages = {"input_tokens": 600, "output_tokens": 500, "cache_read_input_tokens": 400}
+    costs = {
+        catalog.cost(candidate, CACHED_USAGE, "acompletion", None),
+        catalog.cost(candidate, responses, "aresponses", None),
+        catalog.cost(candidate, messages, "anthropic_messages", None),
+    }
+    assert costs == {Decimal("0.00942")}
+
+
+def test_cache_writes_cost_by_their_life(found: Catalog) -> None:
+    """Anthropic's cache writes of five minutes and of an hour are told apart."""
+    usage = {
+        "input_tokens": 100, "output_tokens": 10, "cache_creation_input_tokens": 3000,
+        "cache_creation": {"ephemeral_5m_input_tokens": 1000, "ephemeral_1h_input_tokens": 2000},
+    }  # fmt: skip
+    expected = Decimal("0.0003") + Decimal("0.00015") + 1000 * Decimal("3.75e-6") + 2000 * Decimal("6e-6")
+    assert catalog.cost(only(found, "sonnet"), usage, "anthropic_messages", None) == expected
+
+
+@pytest.mark.parametrize("group", ["mini", "own", "flash"])
+def test_a_cost_that_a_provider_states_is_ignored(found: Catalog, group: str) -> None:
+    """Whatever `usage.cost` says, the tokens count."""
+    stated = {**CHAT_USAGE, "cost": 99.0}
+    plain = catalog.cost(only(found, group), CHAT_USAGE, "acompletion", None)
+    assert catalog.cost(only(found, group), stated, "acompletion", None) == plain
+
+
+def test_a_price_edited_under_way_does_not_count(found: Catalog, edited: str) -> None:
+    """A call is charged by the prices it was held at; the next call sees the new ones."""
+    before = only(found, "edited")
+    cost = catalog.cost(before, CHAT_USAGE, "acompletion", None)
+    litellm.register_model({edited: {**litellm.model_cost[edited], "input_cost_per_token": 3e-3}})
+    assert catalog.cost(before, CHAT_USAGE, "acompletion", None) == cost == Decimal("0.0065")
+    after = only(found, "edited")
+    assert catalog.cost(after, CHAT_USAGE, "acompletion", None) == Decimal("3.0035")
+    assert catalog.cost(before, CHAT_USAGE, "acompletion", None) == cost
+
+
+@pytest.mark.parametrize("edited", ["gpt-4.1-nano"], indirect=True)
+def test_a_map_price_edited_under_way_does_not_count(found: Catalog, edited: str) -> None:
+    """The same holds for an entry of LiteLLM's own map."""
+    before = only(found, "last")
+    cost = catalog.cost(before, CHAT_USAGE, "acompletion", None)
+    litellm.register_model({edited: {**litellm.model_cost[edited], "output_cost_per_token": 1e-2}})
+    assert catalog.cost(before, CHAT_USAGE, "acompletion", None) == cost
+    assert catalog.cost(only(found, "last"), CHAT_USAGE, "acompletion", None) > 5
+
+
+@pytest.mark.parametrize("model", ["priceless", "any/nonsense", "half", "routed"])
+def test_what_has_no_price_is_refused(found: Catalog, model: str) -> None:
+    """A model with a missing price, or with a 0 that no operator wrote, gets no call."""
+    with pytest.raises(BadRequest) as caught:
+        found.candidates(model)
+    assert caught.value.code == "unpriced_model"
+
+
+@pytest.mark.parametrize("model", ["nobody", "openai/gpt-4o", "", "*"])
+def test_what_nobody_serves_is_refused(found: Catalog, model: str) -> None:
+    """A name outside the router's list is no model."""
+    with pytest.raises(BadRequest) as caught:
+        found.candidates(model)
+    assert caught.value.code in ("model_not_found", "unpriced_model")
+
+
+def test_the_operators_zero_is_free_and_told_once(found: Catalog, caplog: pytest.LogCaptureFixture) -> None:
+    """A price of 0 on the deployment costs nothing, and the log says so once."""
+    with caplog.at_level(logging.WARNING, logger="uc_litellm_plugin.catalog"):
+        candidates = [only(found, "free") for _ in range(3)]
+    assert catalog.cost(candidates[0], CHAT_USAGE, "acompletion", None) == 0
+    assert caplog.text.count("is free of charge") == 1
+
+
+def test_a_group_and_all_it_falls_back_to(found: Catalog) -> None:
+    """The plan's candidates are the closure over every table of fallbacks, priced ones only, each once."""
+    names = [(each.group, each.model) for each in found.candidates("mini")]
+    assert sorted(names) == [
+        ("flash", "gemini/gemini-2.5-flash"), ("last", "openai/gpt-4.1-nano"), ("mini", "azure/my-mini"),
+        ("mini", "openai/gpt-4o-mini"), ("own", "openai/llama"), ("sonnet", "anthropic/claude-sonnet-4-5"),
+        ("told", "openai/llama"),
+    ]  # fmt: skip
+
+
+def test_an_alias_finds_its_group(found: Catalog) -> None:
+    """An alias has the deployments of its group and the fallbacks of its target."""
+    ids = {each.deployment for each in found.candidates("mini")}
+    assert {each.deployment for each in found.candidates("alias")} == ids
+
+
+def test_what_a_candidate_knows(found: Catalog) -> None:
+    """A candidate carries our provider's name, its limits and whether it reasons."""
+    flash, sonnet = only(found, "flash"), only(found, "sonnet")
+    assert (flash.provider, flash.litellm_provider, flash.reasons) == ("google", "gemini", True)
+    assert sonnet.provider == "ours"
+    assert (only(found, "last").max_output, only(found, "last").context) == (32768, 1047576)
+    assert only(found, "own").custom_prices
+    assert not flash.custom_prices
+
+
+def test_no_router_serves_nothing() -> None:
+    """Before LiteLLM has made its router every model is unknown."""
+    with pytest.raises(BadRequest):
+        Catalog(lambda: None, str).candidates("mini")
+
+
+async def never(record: Record) -> Outcome:
+    raise AssertionError("nothing is settled here")
+
+
+@pytest.mark.parametrize("name", sample(litellm.model_cost, 60))
+def test_the_worst_case_bounds_litellms_cost(name: str) -> None:
+    """No usage within the bounds of a request is charged more than what the request was held at."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    model, provider = catalog._split({"model": name})
+    price_name = catalog._price_name(model, provider)
+    assert price_name is not None
+    entry = litellm.model_cost[price_name]
+    candidate = Candidate("d", "g", model, provider, provider, price_name, entry, False, None, None)
+    settlement, call = Settlement(never, catalog.cost), held_call()
+    for _ in range(25):
+        trigger = random_trigger(rng)
+        wrote = rng.choice([0, 1, 500, 30_000])
+        usage = random_usage(rng, trigger, wrote)
+        cost = settlement._usd(call, candidate, Answer(usage, "usage", service_tier=trigger.tier))
+        worst = pricing.worst_usd(pricing.dearest(entry, trigger), trigger.input_tokens, wrote)
+        assert cost <= worst + pricing.USD, (trigger, usage)
