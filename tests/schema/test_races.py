@@ -88,6 +88,7 @@ async def test_settled_while_it_expires(ledger: Ledger, other: Ledger, watcher: 
 
 async def test_sweepers_pass_over_busy_accounts(ledger: Ledger, other: Ledger) -> None:
     """A sweeper waits for nobody: what another session is at is left to the next run."""
+    await other.connection.execute("SET lock_timeout = '5 s'")
     for user in ("ann", "bob"):
         await ledger.add(user, "10")
         await ledger.held(user, "4", ttl=timedelta(seconds=-1))
@@ -112,6 +113,21 @@ async def test_extended_is_not_expired(ledger: Ledger, other: Ledger) -> None:
         await ledger.settle(settlement(hold, "ann", "1"))
         assert await other.connection.fetch(extend, [hold]) == []
     assert await ledger.audit() == []
+
+
+async def test_accounts_are_locked_in_order(ledger: Ledger, other: Ledger, watcher: Ledger) -> None:
+    """A batch locks its accounts in the order of their ids, whatever its own order: up to the busy one, none beyond."""
+    users = [f"user{number}" for number in range(9)]
+    for user in users:
+        await ledger.add(user, "10")
+    batch = other.settle(*[settlement(uuid.uuid4(), user, "1") for user in (users[6:] + users[:3] + users[5:2:-1])])
+    async with ledger.connection.transaction():
+        await ledger.debit(users[4], "1")
+        settled = asyncio.ensure_future(batch)
+        await until_waiting(watcher)
+        free = await watcher.connection.fetch("SELECT user_id FROM user_credits FOR UPDATE SKIP LOCKED")
+    assert sorted(row["user_id"] for row in free) == users[5:]
+    assert {row["outcome"] for row in await settled} == {"late_settled"}
 
 
 async def test_batches_in_opposite_order(ledger: Ledger, other: Ledger) -> None:
