@@ -1023,7 +1023,7 @@ BEGIN
             requests_last_hour = faded(h.requests_last_hour, h.last_check, interval '1 hour') + delta.successes + delta.failures,
             error_count_24h = faded(h.error_count_24h, h.last_check, interval '24 hours') + delta.failures,
             success_rate = blended(
-                h.success_rate, 100.0 * delta.successes / (delta.successes + delta.failures), delta.successes + delta.failures
+                h.success_rate, 100.0 * delta.successes / nullif(delta.successes + delta.failures, 0), delta.successes + delta.failures
             ),
             consecutive_failures = CASE WHEN delta.successes > 0 THEN 0 ELSE h.consecutive_failures END + delta.streak,
             last_error = coalesce(delta.last_error, h.last_error),

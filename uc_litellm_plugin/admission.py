@@ -89,7 +89,7 @@ class Admission:
             400, 402, 403 or 503; nothing is held.
         """
         requests.check_body(endpoint, inbound.body, self._settings.requests.extra_fields)
-        wish = demand.measure(endpoint, inbound.body)
+        wish = _measured(endpoint, inbound)
         level = await self._level(caller)
         counted = await self._count(wish)
         made = self._plan(endpoint, wish, counted, model, level, caller)
@@ -154,6 +154,13 @@ class Admission:
         if held.error is not None:
             _refuse(call, held, least)
         call.held, call.cap = held.amount, call.plan.cap_within(held.amount)
+
+
+def _measured(endpoint: Endpoint, inbound: Inbound) -> Demand:
+    try:
+        return demand.measure(endpoint, inbound.body)
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.", code="invalid_value") from None
 
 
 def _names(inbound: Inbound, caller: Caller) -> Names:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from fastapi import Request
+from litellm.proxy import proxy_server
 from litellm.proxy._types import UserAPIKeyAuth
 
 from .callbacks import UcHandler
 
 proxy_handler_instance = UcHandler()
+
+_litellms_shutdown = proxy_server.proxy_shutdown_event
+
+
+async def _shut_down() -> None:
+    """Let settlements that are under way end before the process does."""
+    await proxy_handler_instance.worker.stop()
+    await _litellms_shutdown()
+
+
+# LiteLLM has no hook for this; its lifespan looks the name up when it ends (litellm/proxy/proxy_server.py).
+proxy_server.proxy_shutdown_event = _shut_down
 
 
 # LiteLLM calls it by keyword or by position, so names and order are fixed: litellm/proxy/auth/user_api_key_auth.py.

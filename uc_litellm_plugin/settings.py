@@ -35,7 +35,9 @@ class _Section(BaseModel):
 
 
 class DatabaseSettings(_Section):
-    schema_name: str = Field("uc", alias="schema", pattern=r"^[a-z_][a-z0-9_]{0,62}$")
+    """`database`: where our tables are and how long to wait for them."""
+
+    schema_name: str = Field("uc", alias="schema", pattern=r"^[a-z_][a-z0-9_]{0,49}$")
     pool_size: int = Field(8, ge=1, le=200)
     timeout_s: Seconds = 1.5
 
@@ -47,10 +49,14 @@ class DatabaseSettings(_Section):
 
 
 class CreditSettings(_Section):
+    """`credits`: what a credit is worth."""
+
     credits_per_usd: Rate = Decimal(10)
 
 
 class HoldSettings(_Section):
+    """`holds`: leases, sweeping, and what is held when a limit is not named."""
+
     lease_s: Seconds = 120
     extend_every_s: Seconds = 30
     sweep_every_s: Seconds = 10
@@ -66,20 +72,28 @@ class HoldSettings(_Section):
 
 
 class TierSettings(_Section):
+    """`tiers.<name>`: what a tier allows and costs."""
+
     markup: Rate = Decimal(1)
     rpm_limit: int | None = Field(None, ge=1)
     tpm_limit: int | None = Field(None, ge=1)
 
 
 class OutboxSettings(_Section):
+    """`outbox`: how much may wait for PostgreSQL."""
+
     most_mb: int = Field(256, ge=1, le=1_000_000)
 
 
 class RequestSettings(_Section):
+    """`requests`: what bodies may carry."""
+
     extra_fields: frozenset[str] = frozenset()
 
 
 class UsageSettings(_Section):
+    """`usage`: the summary of usage rows."""
+
     summary_every_s: Seconds = 600
 
 

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _HEALTH_EVERY_S = 1.0
 _OUTBOX_EVERY_S = 1.0
+# Settlements end within two tries at PostgreSQL and one fsync; this is for a disk that hangs.
+_LAST_WORDS_S = 10.0
 _RETRY_START_S = 1.0
 
 
@@ -82,11 +84,14 @@ class Worker:
 
     async def stop(self) -> None:
         """Write down what was asked for, stop the beats, close the database."""
+        endings = [call.ending for call in self.calls if call.ending is not None and not call.ending.done()]
+        if endings:
+            await asyncio.wait(endings, timeout=_LAST_WORDS_S)
+        await self.ledger.drain()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        await self.ledger.drain()
         await self.database.close()
 
     def _migrate(self, failure: list[DatabaseError]) -> None:

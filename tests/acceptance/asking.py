@@ -64,8 +64,8 @@ class Visitor:
         self._socket = socket.create_connection((where.hostname, where.port or 80), SECONDS)
         self._heard = b""
         content = json.dumps(body).encode()
-        lines = [f"POST {path} HTTP/1.1", f"host: {where.netloc}", "content-type: application/json", "connection: close",
-                 f"content-length: {len(content)}", *(f"{k}: {v}" for k, v in account.headers.items())]  # fmt: skip
+        headers = {"host": where.netloc, "content-type": "application/json", "connection": "close", **account.headers}
+        lines = [f"POST {path} HTTP/1.1", f"content-length: {len(content)}", *(f"{k}: {v}" for k, v in headers.items())]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + content)
 
     def hear(self, word: str) -> None:

@@ -17,6 +17,7 @@ from uc_litellm_plugin import api_keys
 T = TypeVar("T")
 
 WAIT_SECONDS = 20.0
+NOTHING = Decimal(0)
 
 # The tests' own databases tell when a call has ended, so that no test has to ask again and again.
 _TELL = """

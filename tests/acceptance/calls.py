@@ -11,8 +11,10 @@ from typing import Any
 from anthropic import Anthropic
 from openai import OpenAI
 
-TOOL = {"name": "weather", "description": "The weather of a city", "parameters": {"type": "object", "properties": {}}}
-ANTHROPIC_TOOL = {"name": "weather", "description": "The weather", "input_schema": {"type": "object", "properties": {}}}
+# A property named `type` and a union type are what real schemas have.
+SCHEMA = {"type": "object", "properties": {"city": {"type": ["string", "null"]}, "type": {"type": "string"}}}
+TOOL = {"name": "weather", "description": "The weather of a city", "parameters": SCHEMA}
+ANTHROPIC_TOOL = {"name": "weather", "description": "The weather of a city", "input_schema": SCHEMA}
 CHAT_MODELS = ("gpt-mini", "gpt-mini-map", "claude", "reason", "pair", "free")
 
 

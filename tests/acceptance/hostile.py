@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.acceptance.asking import ASKS
 from tests.proxy import Json
@@ -37,9 +38,9 @@ def allowed(name: str, ask: str, fields: Json, headers: dict[str, str] | None = 
     return Hostile(name, path + query, {**body, **fields}, 200, headers=headers or {}, reaches=True)
 
 
-def raw(name: str, content: bytes, says: str = "", status: int = 400, **headers: str) -> Hostile:
+def raw(name: str, content: bytes, status: int = 400, kind: str = "application/json") -> Hostile:
     """A body that is not what it should be."""
-    return Hostile(name, "/v1/chat/completions", content, status, says, headers)
+    return Hostile(name, "/v1/chat/completions", content, status, headers={"content-type": kind})
 
 
 def content(*parts: Json) -> Json:
@@ -48,18 +49,19 @@ def content(*parts: Json) -> Json:
 
 # LiteLLM refuses these itself, before any callback, and calls it a failed authentication.
 LITELLMS = {"api_base", "base_url", "model_list", "user_config", "input_cost_per_token"}
-CONTROLS = [
-    refused(next(iter(fields)) or "empty name", "chat", fields, status=401 if LITELLMS & fields.keys() else 400)
-    for fields in (
-        {"extra_body": {"max_tokens": 100000}}, {"extra_headers": {"x": "y"}}, {"api_key": "sk-mine"},
-        {"api_base": "http://127.0.0.1:9"}, {"base_url": "http://127.0.0.1:9"}, {"fallbacks": ["claude"]},
-        {"num_retries": 50}, {"mock_response": "free"}, {"no-log": True}, {"timeout": 0.001}, {"cache": {"ttl": 9}},
-        {"specific_deployment": True}, {"model_list": []}, {"user_config": {}}, {"custom_llm_provider": "ollama"},
-        {"input_cost_per_token": 0}, {"litellm_metadata": {}}, {"proxy_server_request": {}}, {"guardrails": []},
-        {"litellm_call_id": "1"}, {"drop_params": True}, {"frobnicate": 1}, {"best_of": 5}, {"max_output_tokens": 9},
-        {"prompt": "beside messages"}, {"allowed_openai_params": ["x"]}, {"mock_tool_calls": []}, {"": 1},
-    )
+STEERING: list[Json] = [
+    {"extra_body": {"max_tokens": 100000}}, {"extra_headers": {"x": "y"}}, {"api_key": "sk-mine"},
+    {"api_base": "http://127.0.0.1:9"}, {"base_url": "http://127.0.0.1:9"}, {"fallbacks": ["claude"]},
+    {"num_retries": 50}, {"mock_response": "free"}, {"no-log": True}, {"timeout": 0.001}, {"cache": {"ttl": 9}},
+    {"specific_deployment": True}, {"model_list": []}, {"user_config": {}}, {"custom_llm_provider": "ollama"},
+    {"input_cost_per_token": 0}, {"litellm_metadata": {}}, {"proxy_server_request": {}}, {"guardrails": []},
+    {"litellm_call_id": "1"}, {"drop_params": True}, {"frobnicate": 1}, {"best_of": 5}, {"max_output_tokens": 9},
+    {"prompt": "beside messages"}, {"allowed_openai_params": ["x"]}, {"mock_tool_calls": []}, {"": 1},
 ]  # fmt: skip
+CONTROLS = [
+    refused(f"field {next(iter(fields))!r}", "chat", fields, status=401 if LITELLMS & fields.keys() else 400)
+    for fields in STEERING
+]
 MODELS = [
     refused(f"model {model!r}", "chat", {"model": model})
     for model in ("gpt-mini,claude", "openai/gpt-4o-mini", "*", "", 5, ["gpt-mini"], None, "gpt-mini\0")
@@ -74,15 +76,12 @@ LIMITS = [
     refused("best_of 1000", "completions", {"best_of": 1000}),
     refused("3000 prompts", "completions", {"prompt": ["a"] * 3000}),
 ]
+ODD_MESSAGES: list[Any] = [{}, [], None, "hello", 5, [5], ["hello"], [{"role": "user", "content": 5}]]
 SHAPES = [
     refused('stream "yes"', "chat", {"stream": "yes"}),
     refused("stream 1", "messages", {"stream": 1}),
-    *(refused(f"messages {m!r}", "chat", {"messages": m}) for m in ({}, [], None, "hello", 5)),
-    *(refused(f"messages {m!r}", "messages", {"messages": m}) for m in ({}, [])),
-    *(
-        refused(f"messages {m!r}", "chat", {"messages": m}, "messages")
-        for m in ([5], ["hello"], [{"role": "user", "content": 5}])
-    ),
+    *(refused(f"messages {odd!r}", "chat", {"messages": odd}) for odd in ODD_MESSAGES),
+    *(refused(f"messages {odd!r}, Anthropic's", "messages", {"messages": odd}) for odd in ODD_MESSAGES),
     refused("tools {}", "chat", {"tools": {}}),
     refused("tools [5]", "chat", {"tools": [5]}, "tool"),
     refused("metadata text", "chat", {"metadata": "x"}),
@@ -92,28 +91,34 @@ SHAPES = [
     refused("input 5", "embeddings", {"input": 5}),
     refused("input {}", "responses", {"input": {"role": "user"}}),
 ]
+FILE = {"type": "file", "file": {"file_id": "file-1"}}
+DOCUMENT = {"type": "document", "source": {"type": "url", "url": "http://a/b"}}
+IMAGE = [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]
+MCP = {"type": "mcp", "server_label": "x", "server_url": "http://a"}
+CODE = {"type": "code_execution_20250522", "name": "code_execution"}
 UNSEEN = [
     refused("previous_response_id", "responses", {"previous_response_id": "resp_1"}),
     refused("conversation", "responses", {"conversation": "conv_1"}),
-    refused("stored prompt", "responses", {"prompt": {"id": "pmpt_1"}}, "prompt"),
-    refused("file id", "chat", content({"type": "file", "file": {"file_id": "file-1"}}), "file"),
-    refused("document by URL", "messages", content({"type": "document", "source": {"type": "url", "url": "http://a/b"}}), "file"),
-    refused("image by file id", "responses", {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, "image"),
+    refused("stored prompt", "responses", {"prompt": {"id": "pmpt_1"}}),
+    refused("file id", "chat", content(FILE), "file"),
+    refused("document by URL", "messages", content(DOCUMENT), "file"),
+    refused("image by file id", "responses", {"input": IMAGE}, "image"),
     refused("web_search tool", "responses", {"tools": [{"type": "web_search"}]}, "web_search"),
     refused("web_search_options", "chat", {"web_search_options": {}}),
-    refused("mcp tool", "responses", {"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://a"}]}, "mcp"),
+    refused("mcp tool", "responses", {"tools": [MCP]}, "mcp"),
     refused("mcp_servers", "messages", {"mcp_servers": []}),
-    refused("code tool", "messages", {"tools": [{"type": "code_execution_20250522", "name": "code_execution"}]}, "code_execution"),
-]  # fmt: skip
+    refused("code tool", "messages", {"tools": [CODE]}, "code_execution"),
+]
 BODIES = [
-    raw("JSON array", b"[1]"),
-    raw("JSON string", b'"hello"'),
-    raw("JSON null", b"null"),
+    # LiteLLM itself fails on JSON that is no object, before it asks any callback.
+    raw("JSON array", b"[1]", status=500),
+    raw("JSON string", b'"hello"', status=500),
+    raw("JSON null", b"null", status=500),
     raw("invalid JSON", b'{"model": '),
     raw("empty body", b""),
     raw("not UTF-8", b'{"model": "gpt-mini", "messages": [{"role": "user", "content": "\xff\xfe"}]}'),
     raw("10000 levels deep", b'{"model": "gpt-mini", "messages": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"),
-    raw("a form", b"model=gpt-mini&messages=hello", **{"content-type": "application/x-www-form-urlencoded"}),
+    raw("a form", b"model=gpt-mini&messages=hello", kind="application/x-www-form-urlencoded"),
     raw("NaN", b'{"model": "gpt-mini", "messages": [{"role": "user", "content": "a"}], "temperature": NaN}'),
 ]
 OTHER_ROUTES = [
@@ -133,7 +138,10 @@ SURROGATES = (
     b'{"model": "gpt-mini", "metadata": {"session_id": "\\ud800"}, "messages": [{"role": "user", "content": "hello"}]}',
     b'{"model": "gpt-mini", "metadata": {"\\udfff": "x"}, "messages": [{"role": "user", "content": "hello"}]}',
 )
-TWICE = b'{"model": "free", "model": "gpt-mini", "max_tokens": 5, "max_tokens": 50, "messages": [{"role": "user", "content": "say 7 words"}]}'  # fmt: skip # noqa: E501
+TWICE = (
+    b'{"model": "free", "model": "gpt-mini", "max_tokens": 5, "max_tokens": 50,'
+    b' "messages": [{"role": "user", "content": "say 7 words"}]}'
+)
 ALLOWED = [
     allowed("a limit beyond the model's", "chat", {"max_tokens": 9_000_000}),
     allowed("NUL in metadata.session_id", "chat", {"metadata": {"session_id": "a\0b"}}),
@@ -151,14 +159,14 @@ ALLOWED = [
         content(
             {"type": "text", "text": "say 7 words"}, {"type": "image_url", "image_url": {"url": "https://a.test/b.png"}}
         ),
-    ),  # noqa: E501
+    ),
     allowed("thinking beyond max_tokens", "chat bridged", {"thinking": {"type": "enabled", "budget_tokens": 30_000}}),
     allowed("reasoning_effort high", "chat bridged", {"reasoning_effort": "high"}),
     allowed(
         "litellm keys in metadata",
         "chat",
         {"metadata": {"model_info": {"id": "dep-free"}, "tags": ["free"], "litellm_api_base": "x"}},
-    ),  # noqa: E501
+    ),
     Hostile("keys given twice", "/v1/chat/completions", TWICE, 200, reaches=True),
 ]
 EVERY = [*CONTROLS, *MODELS, *LIMITS, *SHAPES, *UNSEEN, *BODIES, *OTHER_ROUTES, *ALLOWED]

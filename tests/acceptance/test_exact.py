@@ -12,7 +12,7 @@ from decimal import Decimal
 import pytest
 
 from tests.acceptance import prices
-from tests.acceptance.bank import Account, Bank
+from tests.acceptance.bank import NOTHING, Account, Bank
 from tests.acceptance.calls import KINDS, Ask, Client, Told
 from tests.acceptance.conftest import anthropic_client, openai_client
 from tests.proxy import Json, Proxy
@@ -83,7 +83,7 @@ def test_every_credit_agrees(mix: list[Paid], running: Upstream, bank: Bank, pay
     assert len(calls) == CALLS
     balance = bank.balance(payer)
     assert balance.remaining == OPENING - sum(map(prices.of_call, calls))
-    assert (balance.held, balance.debt) == (0, 0)
+    assert (balance.held, balance.debt) == (NOTHING, NOTHING)
 
 
 def test_every_call_agrees(mix: list[Paid]) -> None:

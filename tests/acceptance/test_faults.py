@@ -10,7 +10,7 @@ import pytest
 
 from tests.acceptance import prices, table
 from tests.acceptance.asking import ASKS, STREAMED, Visitor, ask, request
-from tests.acceptance.bank import Account, Bank
+from tests.acceptance.bank import NOTHING, Account, Bank
 from tests.proxy import Json, Proxy, upstream_key
 from tests.upstream import Upstream
 
@@ -41,7 +41,8 @@ def ended(bank: Bank, account: Account) -> Ended:
     """The end of an account's only call: nothing is held, the charge is what the balance lost, the audit is empty."""
     (row,) = bank.settled(account)
     balance = bank.balance(account)
-    assert (balance.held, bank.audit()) == (0, [])
+    assert balance.held == 0
+    assert bank.audit() == []
     charged = 100 - balance.remaining + balance.debt
     assert row["cost_credits"] == charged
     return Ended(row, charged)
@@ -77,7 +78,7 @@ def test_timed_out(proxy: Proxy, upstream: Upstream, bank: Bank, account: Accoun
     answer = ask(proxy, account, "chat", stream, model="timed")
     over = ended(bank, account)
     over.note("no answer in 1 s", f"chat, {kind(stream)}", answer.status_code)
-    assert (answer.status_code, over.charged) == (408, 0)
+    assert (answer.status_code, over.charged) == (408, NOTHING)
     assert (over.row["success"], over.row["status_code"]) == (False, 408)
 
 
@@ -101,7 +102,7 @@ def test_plain_answer_cut(proxy: Proxy, upstream: Upstream, bank: Bank, account:
     over = ended(bank, account)
     over.note("cut after the headers", f"{name}, plain", answer.status_code)
     assert answer.status_code >= 400
-    assert (over.charged, over.row["success"]) == (0, False)
+    assert (over.charged, over.row["success"]) == (NOTHING, False)
 
 
 @pytest.mark.parametrize("name", STREAMED)
@@ -115,7 +116,7 @@ def test_stream_without_a_word(
     over = ended(bank, account)
     over.note({"cut": "cut after the headers", "error_first": "error as first event"}[fault], f"{name}, streamed",
               answer.status_code)  # fmt: skip
-    assert (over.charged, over.row["success"]) == (0, False)
+    assert (over.charged, over.row["success"]) == (NOTHING, False)
     assert over.row["error_type"]
 
 
@@ -174,7 +175,7 @@ def test_unreadable(proxy: Proxy, upstream: Upstream, bank: Bank, account: Accou
     answer = ask(proxy, account, name)
     over = ended(bank, account)
     over.note("no usage, LiteLLM fails on it", f"{name}, plain", answer.status_code)
-    assert (answer.status_code, over.charged, over.row["success"]) == (500, 0, False)
+    assert (answer.status_code, over.charged, over.row["success"]) == (500, NOTHING, False)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -201,7 +202,7 @@ def test_beyond_the_balance(proxy: Proxy, upstream: Upstream, bank: Bank) -> Non
     bank.settled(poor)
     (book,) = upstream.calls()
     balance = bank.balance(poor)
-    assert (balance.remaining, balance.debt) == (0, prices.of_call(book) - Decimal("0.01"))
+    assert (balance.remaining, balance.debt) == (NOTHING, prices.of_call(book) - Decimal("0.01"))
     refused = ask(proxy, poor, "chat")
     assert (refused.status_code, refused.json()["error"]["code"]) == (402, "in_debt")
     assert len(upstream.calls()) == 1

@@ -48,13 +48,10 @@ def test_no_credits(proxy: Proxy, upstream: Upstream, bank: Bank, name: str, str
     assert answer.headers["x-should-retry"] == "false"
     assert "retry-after" not in answer.headers
     assert "credits" in error["message"]
-    # On /v1/messages the type is LiteLLM's own word for 402, and ours stands beside it.
-    ours = error["provider_specific_fields"] if name.startswith("messages") else error
-    assert (answer.json().get("type"), error["type"]) == (
-        ("error", "api_error") if name.startswith("messages") else (None, "insufficient_credits")
-    )
-    assert ours["code"] == "insufficient_credits"
-    facts = ours["metadata"]
+    dialect = ("error", "billing_error") if name.startswith("messages") else (None, "insufficient_credits")
+    assert (answer.json().get("type"), error["type"]) == dialect
+    assert (error["code"], error["param"]) == ("insufficient_credits", None)
+    facts = error["metadata"]
     assert set(facts) == {"required", "available", "held", "affordable_max_tokens", "power_level"}
     assert (facts["available"], facts["held"], facts["affordable_max_tokens"]) == ("0.00", "0.00", 0)
     assert_untouched(bank, poor, upstream)
@@ -75,7 +72,7 @@ def test_official_clients_without_credits(proxy: Proxy, upstream: Upstream, bank
         claude.messages.create(model="claude", max_tokens=50, messages=MESSAGES)  # type: ignore[arg-type]
     body = theirs.value.body
     assert (theirs.value.status_code, body["type"]) == (402, "error")
-    assert body["error"]["provider_specific_fields"]["code"] == "insufficient_credits"
+    assert (body["error"]["type"], body["error"]["code"]) == ("billing_error", "insufficient_credits")
     assert_untouched(bank, poor, upstream)
 
 
@@ -84,16 +81,15 @@ def test_what_is_affordable_works(proxy: Proxy, upstream: Upstream, bank: Bank, 
     """The limit a 402 names is accepted, and one token more is not."""
     few = bank.open("0.05")
     field = "max_output_tokens" if name == "responses" else "max_tokens"
-    refused = ask(proxy, few, name, **{field: 4000})
+    refused = ask(proxy, few, name, False, **{field: 4000})
     error = refused.json()["error"]
     assert refused.status_code == 402
-    facts = error.get("metadata") or error["provider_specific_fields"]["metadata"]
-    affordable = facts["affordable_max_tokens"]
+    affordable = error["metadata"]["affordable_max_tokens"]
     assert 0 < affordable < 4000
     assert str(affordable) in error["message"]
-    assert ask(proxy, few, name, **{field: affordable + 1}).status_code == 402
+    assert ask(proxy, few, name, False, **{field: affordable + 1}).status_code == 402
     assert upstream.calls() == []
-    assert ask(proxy, few, name, **{field: affordable}).status_code == 200
+    assert ask(proxy, few, name, False, **{field: affordable}).status_code == 200
 
 
 def test_unnamed_limit_is_lowered(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:

@@ -24,7 +24,7 @@ BILLED = {
     *("/v1/responses", "/responses", "/v1/messages"),
 }
 FREE = {
-    *("/models", "/v1/models", "/models/{model_id:path}", "/v1/models/{model_id:path}"),
+    *("/models", "/v1/models", "/models/{model_id}", "/v1/models/{model_id}"),
     *("/responses/{response_id}", "/v1/responses/{response_id}"),
 }
 
@@ -40,8 +40,10 @@ class Served(NamedTuple):
 @cache
 def served() -> tuple[Served, ...]:
     """All routes, those of included routers and of features that load later too."""
-    from litellm.proxy._lazy_features import register_all_features
-    from litellm.proxy.proxy_server import app
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        from litellm.proxy._lazy_features import register_all_features
+        from litellm.proxy.proxy_server import app
 
     register_all_features(app)
     return tuple(_walk(app.routes))

@@ -371,12 +371,17 @@ async def test_stranded_settlements_need_no_outbox(ledger: Ledger, database: Cou
     assert (await balance(database))[0] == "999.5"
 
 
-async def test_a_full_outbox_refuses_new_holds(database: Counted, tmp_path: Path) -> None:
-    """When the outbox holds what it may, nothing new is held, since its settlement might find no place."""
-    outbox = Outbox(tmp_path / "full", 10)
-    outbox.append([{"hold_id": "a"}])
+async def test_a_full_outbox_refuses_new_holds(database: Counted, outbox: Outbox, tmp_path: Path) -> None:
+    """While the outbox is full or cannot be written nothing new is held, since its settlement might find no place."""
+    full = Outbox(tmp_path / "full", 10)
+    full.append([charge(uuid4())])
+    ledger = Ledger(database, full, 120)
+    await ledger.check_outbox()
     with pytest.raises(LedgerUnavailable):
-        await hold(Ledger(database, outbox, 120), "1")
+        await hold(ledger, "1")
+    await ledger.flush()
+    await ledger.check_outbox()
+    await held(ledger)
 
 
 async def test_another_worker_extends_and_expires(ledger: Ledger, database: Counted, tmp_path: Path) -> None:

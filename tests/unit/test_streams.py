@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from litellm.types.utils import Usage
 
 from tests.unit.recordings import RECORDINGS, WORDS, Player, Recording, chunk, frame
 from tests.unit.samples import held_call
@@ -282,26 +283,20 @@ async def test_a_last_event_without_its_blank_line(till: Till) -> None:
 
 async def test_usage_on_every_chunk_counts_at_the_last(till: Till) -> None:
     """Where a provider reports usage as it goes, the last report is charged, not the first."""
-    reports = [answers.plain(RECORDINGS["chat"]().events[5].usage) | {"completion_tokens": n} for n in (1, 2, 3)]
+    reports = [{"prompt_tokens": 10, "completion_tokens": n, "total_tokens": 10 + n} for n in (1, 2, 3)]
     events: list[Any] = []
     for number, report in enumerate(reports):
         event = chunk(WORDS[number], finish="stop" if number == 2 else None)
-        event.usage = answers.ModelUsage(**report) if hasattr(answers, "ModelUsage") else _usage(report)
+        event.usage = Usage(**report)
         events.append(event)
     await all_of(playing(held_call(CHAT), till, Player(events)))
     assert till.record["usage"]["completion_tokens"] == 3
 
 
-def _usage(report: dict[str, Any]) -> Any:
-    from litellm.types.utils import Usage
-
-    return Usage(**report)
-
-
 async def test_usage_that_is_all_zero_is_none(till: Till) -> None:
     """A usage of zeros is no usage: what was delivered is counted."""
-    events = [*map(chunk, WORDS), chunk(finish="stop"), chunk(usage=_usage(dict.fromkeys(
-        ("prompt_tokens", "completion_tokens", "total_tokens"), 0)))]  # fmt: skip
+    nothing = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
+    events = [*map(chunk, WORDS), chunk(finish="stop"), chunk(usage=nothing)]
     await all_of(playing(held_call(CHAT), till, Player(events)))
     assert till.ending == ("settle", "estimate", 200)
     assert till.record["usage"]["completion_tokens"] == 3

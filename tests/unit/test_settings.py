@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from uc_litellm_plugin import settings
+from uc_litellm_plugin.errors import SettingsError
+from uc_litellm_plugin.settings import Settings
+
+URL = "postgresql://me:hunter2@host/db"
+
+
+def load(tmp_path: Path, text: str = "", **environ: str) -> Settings:
+    file = tmp_path / "uc.yaml"
+    file.write_text(text)
+    return settings.load({"UC_CONFIG": str(file), "UC_STATE_DIR": str(tmp_path), **environ})
+
+
+def refusal(tmp_path: Path, text: str, **environ: str) -> str:
+    """The message that a bad file gets; it names the file."""
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, text, **environ)
+    message = str(caught.value)
+    assert str(tmp_path) in message or "_FILE" in message
+    return message
+
+
+def test_the_shipped_file_is_the_defaults(tmp_path: Path) -> None:
+    """The values in the shipped file are those of an empty one, except for the tier's limits that it shows."""
+    shipped, empty = settings.load({"UC_STATE_DIR": str(tmp_path)}), load(tmp_path)
+    differ = {name for name in type(empty).model_fields if getattr(shipped, name) != getattr(empty, name)}
+    assert differ == {"config_file", "tiers"}
+    assert shipped.config_file == settings.shipped("config") / "uc.yaml"
+
+
+def test_the_shipped_file_names_every_key(tmp_path: Path) -> None:
+    """Each key that can be set stands in the shipped file."""
+    written = yaml.safe_load((settings.shipped("config") / "uc.yaml").read_text())
+    for section, values in load(tmp_path).model_dump(by_alias=True).items():
+        if isinstance(values, dict) and section != "tiers":
+            assert set(written[section]) == set(values), section
+
+
+def test_values_are_exact(tmp_path: Path) -> None:
+    """Money is read as decimals, as written."""
+    found = load(tmp_path, "credits: {credits_per_usd: 0.1}\ntiers: {free: {markup: '1.15', rpm_limit: 5}}")
+    assert found.credits.credits_per_usd == Decimal("0.1")
+    assert (found.tier("free").markup, found.tier("free").rpm_limit) == (Decimal("1.15"), 5)
+    assert found.tier("starter").markup == 1
+
+
+BAD = [
+    ("nonsense: {}", "nonsense", "unknown key"),
+    ("database: {url: x}", "database.url", "unknown key"),
+    ("database: {schema: public}", "database", "use 'uc'"),
+    ("database: {schema: 'a-b'}", "database.schema", "pattern"),
+    ("database: {pool_size: 0}", "database.pool_size", "greater than or equal to 1"),
+    ("database: {pool_size: true}", "pool_size", "true"),
+    ("database: {timeout_s: .nan}", "database.timeout_s", ""),
+    ("database: {timeout_s: -1}", "database.timeout_s", "greater than 0"),
+    ("credits: {credits_per_usd: 0}", "credits.credits_per_usd", "greater than 0"),
+    ("credits: {credits_per_usd: ten}", "credits.credits_per_usd", "decimal"),
+    ("holds: {extend_every_s: 100}", "holds", "a third of lease_s"),
+    ("holds: {unbounded_input: maybe}", "holds.unbounded_input", "refuse"),
+    ("tiers: {gold: {}}", "tiers.gold", "free"),
+    ("tiers: {free: {markup: .inf}}", "tiers.free.markup", ""),
+    ("requests: {extra_fields: abc}", "requests.extra_fields", ""),
+    ("- a", "top level", "mapping"),
+    ("a: [", "YAML", ""),
+    ("\tx", "YAML", ""),
+    ("1: x", "1", ""),
+    ("on: x", "True", "quotes"),
+    ("database_url: x", "database_url", "environment"),
+    ("sealing_keys: [x]", "sealing_keys", "environment"),
+    ("database: 5", "database", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "fix"), BAD, ids=[text for text, _, _ in BAD])
+def test_a_bad_value_names_key_and_fix(tmp_path: Path, text: str, key: str, fix: str) -> None:
+    """A wrong setting stops the start with the file, the key and what to write instead."""
+    message = refusal(tmp_path, text)
+    assert key in message
+    assert fix in message
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    """Two wrong settings are two lines of one message."""
+    assert "2 wrong setting(s)" in refusal(tmp_path, "a: 1\nholds: {lease_s: 0}")
+
+
+SECRETS = [f"database: {URL}", f"database: {{schema: '{URL}'}}", f"database: {{url: '{URL}'}}", f"credits: ['{URL}']",
+           f"database: {{pool_size: '{URL}'}}", f"database_url: {URL}",
+           f"holds: {{unbounded_input: '{URL}'}}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_a_secret_in_the_wrong_place_is_not_printed(tmp_path: Path, text: str) -> None:
+    """A database URL that lands where it does not belong is never repeated with its password."""
+    assert "hunter2" not in refusal(tmp_path, text)
+
+
+def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    """The value wins over the file; both are stripped; neither is shown."""
+    secret = tmp_path / "secret"
+    secret.write_text(f"{URL}\n")
+    found = load(tmp_path, UC_DATABASE_URL_FILE=str(secret), UC_SEALING_KEYS="new, old,")
+    assert found.database_url is not None
+    assert found.database_url.get_secret_value() == URL
+    assert [key.get_secret_value() for key in found.sealing_keys] == ["new", "old"]
+    assert "hunter2" not in repr(found) + str(found) + found.model_dump_json()
+    other = load(tmp_path, UC_DATABASE_URL_FILE=str(secret), UC_DATABASE_URL="postgresql://other")
+    assert other.database_url is not None
+    assert other.database_url.get_secret_value() == "postgresql://other"
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+def test_an_empty_secret_is_none(tmp_path: Path, value: str) -> None:
+    """An empty variable means the embedded server, as an unset one does."""
+    assert load(tmp_path, UC_DATABASE_URL=value).database_url is None
+    assert load(tmp_path, UC_SEALING_KEYS=value).sealing_keys == ()
+
+
+def test_a_missing_secret_file_is_named(tmp_path: Path) -> None:
+    """A file that cannot be read stops the start, by name."""
+    assert "UC_DATABASE_URL_FILE" in refusal(tmp_path, "", UC_DATABASE_URL_FILE=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "."])
+def test_a_missing_settings_file_is_named(tmp_path: Path, name: str) -> None:
+    """So does a settings file that is not there, or is a directory."""
+    with pytest.raises(SettingsError, match="UC_CONFIG"):
+        settings.load({"UC_CONFIG": str(tmp_path / name)})
+
+
+def test_settings_do_not_change(tmp_path: Path) -> None:
+    """Settings are frozen."""
+    found = load(tmp_path)
+    with pytest.raises(ValidationError):
+        found.holds.lease_s = 5
+
+
+def test_where_state_lives(tmp_path: Path) -> None:
+    """UC_STATE_DIR, else XDG_STATE_HOME, else the home directory."""
+    assert load(tmp_path).state_dir == tmp_path
+    assert load(tmp_path, UC_STATE_DIR="", XDG_STATE_HOME="/x").state_dir == Path("/x/uc-litellm")
+    assert load(tmp_path, UC_STATE_DIR="").state_dir == Path.home() / ".local" / "state" / "uc-litellm"
