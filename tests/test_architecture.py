@@ -15,7 +15,7 @@ ROOT = Path(uc_litellm_plugin.__file__).parent
 MODULES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
 
-LITELLM = {"callbacks", "plugin", "identity", "catalog", "api"}
+LITELLM = {"callbacks", "plugin", "identity", "inbound", "catalog", "api"}
 ASYNCPG = {"database", "changes"}
 LAST = {"callbacks", "plugin"}
 # The composition roots: who may import a module that comes last.
@@ -132,7 +132,8 @@ def test_files_and_functions_are_short(name: str) -> None:
 
 def test_most_functions_are_very_short() -> None:
     """Half of all functions have fewer than ten lines."""
-    assert statistics.median(lines_of_code(each) for tree in TREES.values() for each in functions(tree)) < MEDIAN_FUNCTION
+    lengths = [lines_of_code(each) for tree in TREES.values() for each in functions(tree)]
+    assert statistics.median(lengths) < MEDIAN_FUNCTION
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -85,9 +85,12 @@ class Accounts:
         """LiteLLM's names of providers to ours; raises as `api_key`."""
         if self._providers and self._listening:
             return self._providers
+        changes = self._changes
         rows = await self._database.fetch(_PROVIDERS, idempotent=True)
-        self._providers = {alias: row["name"] for row in rows for alias in row["litellm_names"]}
-        return self._providers
+        names = {alias: row["name"] for row in rows for alias in row["litellm_names"]}
+        if self._listening and changes == self._changes:
+            self._providers = names
+        return names
 
     async def made_response(self, user_id: str, response_id: str) -> bool:
         """Whether a settled call of this user made a stored response; raises as `api_key`."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, NoReturn
 
@@ -18,29 +17,11 @@ from .ledger import Held, Ledger
 from .plan import Candidate, Plan
 from .power import PowerLevel
 from .pricing import Terms
+from .requests import Inbound
 from .routes import Endpoint
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Inbound:
-    """A request as the client sent it.
-
-    Attributes
-    ----------
-    body
-        Its JSON object, before LiteLLM added anything.
-    headers
-        With lower-case names.
-    ip_address
-        Of the peer.
-    """
-
-    body: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    ip_address: str | None = None
 
 
 class Admission:
@@ -89,7 +70,7 @@ class Admission:
             400, 402, 403 or 503; nothing is held.
         """
         requests.check_body(endpoint, inbound.body, self._settings.requests.extra_fields)
-        wish = _measured(endpoint, inbound)
+        wish = demand.measure(endpoint, inbound.body)
         level = await self._level(caller)
         counted = await self._count(wish)
         made = self._plan(endpoint, wish, counted, model, level, caller)
@@ -154,13 +135,6 @@ class Admission:
         if held.error is not None:
             _refuse(call, held, least)
         call.held, call.cap = held.amount, call.plan.cap_within(held.amount)
-
-
-def _measured(endpoint: Endpoint, inbound: Inbound) -> Demand:
-    try:
-        return demand.measure(endpoint, inbound.body)
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply.", code="invalid_value") from None
 
 
 def _names(inbound: Inbound, caller: Caller) -> Names:

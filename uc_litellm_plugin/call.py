@@ -125,6 +125,26 @@ class Call:
         """The cap for one candidate: the held one, or the model's own limit where that is smaller."""
         return min(self.cap, candidate.max_output or self.cap)
 
+    def headers(self) -> dict[str, str]:
+        """What a client is told in HTTP headers; what was charged, once it is."""
+        candidate = self.answering
+        headers = {
+            "x-uc-request-id": str(self.id),
+            "x-uc-credits-held": f"{self.held:f}",
+            "x-uc-power-level": self.plan.terms.power_level,
+            "x-uc-byok": "false",
+        }
+        if candidate is not None:
+            headers["x-uc-provider"] = candidate.provider
+        if self.cap:
+            headers["x-uc-max-output-tokens"] = str(self.cap)
+        if self.ending is not None and self.ending.done() and not self.ending.cancelled():
+            outcome = self.ending.result()
+            headers["x-uc-credits-charged"] = f"{outcome.charged:f}"
+            if outcome.remaining is not None:
+                headers["x-uc-credits-remaining"] = f"{outcome.remaining:f}"
+        return headers
+
     def latency_ms(self) -> int:
         """Milliseconds since the request came in."""
         return round((time.monotonic() - self.started) * 1000)

@@ -14,16 +14,15 @@ from fastapi import HTTPException, Request
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
-from litellm.proxy.common_utils.http_parsing_utils import _read_request_body
 
-from . import answers, catalog, identity, routes, settings, streams
-from .admission import Admission, Inbound
+from . import answers, catalog, identity, inbound, routes, settings, streams
+from .admission import Admission
 from .call import CURRENT, Answer, Attempt, Call
 from .catalog import Catalog
 from .demand import count, input_estimate
-from .errors import BadRequest, Refusal, Unexpected
+from .errors import BadRequest, Refusal, Unexpected, kind_of, status_of
 from .plan import Candidate
-from .requests import CAP_FIELDS
+from .requests import Inbound
 from .settlement import Settlement
 from .worker import Worker
 
@@ -32,17 +31,6 @@ logger = logging.getLogger(__name__)
 _INBOUND: ContextVar[Inbound | None] = ContextVar("uc_inbound", default=None)
 # A request that may go to a provider without a hold, since it costs nothing.
 _FETCHING: ContextVar[bool] = ContextVar("uc_fetching", default=False)
-
-# What LiteLLM takes from headers or keys and would let a client steer a call with
-# (litellm/proxy/litellm_pre_call_utils.py, `add_litellm_data_for_backend_llm_call`).
-_STEERING = ("timeout", "stream_timeout", "client_side_timeout", "num_retries", "disable_fallbacks", "fallbacks",
-             "api_key", "no-log", "mock_response", "specific_deployment", "max_retries", "request_timeout")  # fmt: skip
-# What LiteLLM itself adds to a request's data before the pre-call hook runs.
-_LITELLMS_OWN = frozenset(
-    {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
-    | {"litellm_session_id", "litellm_trace_id", "headers", "api_version", "ttl", "cache", "keepalive_seconds"}
-    | {"provider_specific_header", "user", "organization", "enable_prompt_caching", "allowed_model_region"}
-)
 
 
 class Refused(ProxyException):  # type: ignore[misc]  # LiteLLM's class has no types we can see
@@ -88,7 +76,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         try:
             await self.worker.ready()
             auth = await identity.authenticate(request, api_key, self.worker.accounts, self.worker.settings)
-            _INBOUND.set(await _inbound(request))
+            _INBOUND.set(await inbound.read(request, identity.path_of(request)))
         except Refusal as refusal:
             raise Refused(refusal) from None
         return auth
@@ -129,7 +117,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if candidate is None:
             raise HTTPException(402, "This deployment is outside of what was held for the call.")
         _begin_attempt(call, candidate)
-        return _capped(call, candidate, kwargs)
+        return inbound.capped(call, candidate, kwargs)
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: dict[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
@@ -139,7 +127,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if call is not None and call.attempt is not None and not call.attempt.failed:
             call.attempt.failed = True
             candidate = call.attempt.candidate
-            self.worker.health.failed(candidate.provider, candidate.deployment, _class_of(exception))
+            self.worker.health.failed(candidate.provider, candidate.deployment, kind_of(exception))
 
     async def async_post_call_success_hook(
         self, data: dict[str, Any], user_api_key_dict: UserAPIKeyAuth, response: Any
@@ -184,14 +172,14 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         call = CURRENT.get()
         if call is None or call.ending is not None:
             return None
-        status = _status_of(original_exception)
+        status = status_of(original_exception)
         if status == streams.CLIENT_LEFT and call.attempts:
             usage = answers.estimated(call.endpoint.dialect, input_estimate(call.demand, self._tokenizer), 0)
             await self._settlement.charge(
                 call, Answer(usage, "estimate", status, "client_disconnected", "the client left before the answer")
             )
         else:
-            await self._settlement.release(call, status, _class_of(original_exception))
+            await self._settlement.release(call, status, kind_of(original_exception))
         return None
 
     async def async_log_success_event(
@@ -211,26 +199,26 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     ) -> dict[str, str] | None:
         """Our headers; what was charged is known on plain answers only."""
         call = CURRENT.get()
-        return None if call is None else _headers(call)
+        return None if call is None else call.headers()
 
     async def _admit(self, auth: UserAPIKeyAuth, data: dict[str, Any], call_type: str) -> dict[str, Any]:
         await self.worker.ready()
         if call_type == routes.FETCH_RESPONSE:
             return await self._admit_fetch(auth, data)
         endpoint = routes.billed_call(call_type)
-        inbound = _INBOUND.get() or _inbound_without_auth(data)
-        caller = await identity.caller_of(auth, inbound.headers, self.worker.accounts)
+        sent = _INBOUND.get() or inbound.from_litellm(data)
+        caller = await identity.caller_of(auth, sent.headers, self.worker.accounts)
         self._provider_names = await self.worker.accounts.provider_names()
         await self._end_earlier()
-        call = await self._admission.admit(endpoint, inbound, caller, str(data.get("model")))
+        call = await self._admission.admit(endpoint, sent, caller, str(data.get("model")))
         self.worker.calls.add(call)
         CURRENT.set(call)
-        return _prepared(call, data)
+        return inbound.prepared(call, data)
 
     async def _admit_fetch(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> dict[str, Any]:
         """A stored answer belongs to the user whose settled call made it."""
-        inbound = _INBOUND.get() or _inbound_without_auth(data)
-        caller = await identity.caller_of(auth, inbound.headers, self.worker.accounts)
+        sent = _INBOUND.get() or inbound.from_litellm(data)
+        caller = await identity.caller_of(auth, sent.headers, self.worker.accounts)
         if not await self.worker.accounts.made_response(caller.user_id, str(data.get("response_id"))):
             raise BadRequest("No such response of yours.", code="response_not_found", param="response_id")
         _FETCHING.set(True)
@@ -279,53 +267,11 @@ def _start_soon(worker: Worker) -> asyncio.Task[None] | None:
     return loop.create_task(boot())
 
 
-async def _inbound(request: Request) -> Inbound:
-    billed = routes.kind(request.method, identity.path_of(request)) == "billed"
-    body = await _read_request_body(request=request) if billed else {}
-    if not isinstance(body, dict):
-        raise BadRequest("The body must be a JSON object.")
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    return Inbound(dict(body), headers, request.client.host if request.client else None)
-
-
-def _inbound_without_auth(data: Mapping[str, Any]) -> Inbound:
-    """The request as LiteLLM has it after its own authentication, without what LiteLLM added."""
-    body = {key: value for key, value in data.items() if key not in _LITELLMS_OWN and key not in _STEERING}
-    metadata = data.get("metadata")
-    if isinstance(metadata, dict):
-        body["metadata"] = {key: value for key, value in metadata.items() if not key.startswith("user_api_key")}
-    headers = (data.get("proxy_server_request") or {}).get("headers") or {}
-    return Inbound(body, {name.lower(): value for name, value in headers.items()})
-
-
-def _prepared(call: Call, data: dict[str, Any]) -> dict[str, Any]:
-    """The request as it goes to the router: capped, asking for usage, without what steers LiteLLM."""
-    for field in _STEERING:
-        data.pop(field, None)
-    if call.endpoint.cap_field is not None:
-        present = [field for field in CAP_FIELDS if data.get(field) is not None]
-        for field in present or [call.endpoint.cap_field]:
-            data[field] = call.cap
-    if call.streamed and call.endpoint in (routes.CHAT, routes.COMPLETIONS):
-        data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
-    if proxy_server.litellm.cache is not None:
-        data["cache"] = {**(data.get("cache") or {}), "namespace": call.caller.user_id}
-    return data
-
-
 def _begin_attempt(call: Call, candidate: Candidate) -> None:
     """A bridged call comes here twice for one attempt: once in the client's dialect, once in the provider's."""
     latest = call.attempt
     if latest is None or latest.failed or latest.candidate.deployment != candidate.deployment:
         call.attempts.append(Attempt(candidate))
-
-
-def _capped(call: Call, candidate: Candidate, kwargs: dict[str, Any]) -> dict[str, Any]:
-    if call.endpoint.cap_field is None:
-        return kwargs
-    cap = call.output_cap(candidate)
-    present = [field for field in CAP_FIELDS if kwargs.get(field) is not None]
-    return {**kwargs, **{field: min(cap, kwargs[field]) for field in present}}
 
 
 def _deployment_id(deployment: Mapping[str, Any]) -> str | None:
@@ -345,41 +291,6 @@ def _refuse_unheld() -> NoReturn:
     raise HTTPException(400, "This kind of call is not offered here: nothing was held for it.")
 
 
-def _headers(call: Call) -> dict[str, str]:
-    candidate = call.answering
-    headers = {
-        "x-uc-request-id": str(call.id),
-        "x-uc-credits-held": f"{call.held:f}",
-        "x-uc-power-level": call.plan.terms.power_level,
-        "x-uc-byok": "false",
-    }
-    if candidate is not None:
-        headers["x-uc-provider"] = candidate.provider
-    if call.cap:
-        headers["x-uc-max-output-tokens"] = str(call.cap)
-    if call.ending is not None and call.ending.done() and not call.ending.cancelled():
-        outcome = call.ending.result()
-        headers["x-uc-credits-charged"] = f"{outcome.charged:f}"
-        if outcome.remaining is not None:
-            headers["x-uc-credits-remaining"] = f"{outcome.remaining:f}"
-    return headers
-
-
 def _is_cache_hit(response: Any) -> bool:
     hidden = getattr(response, "_hidden_params", None)
     return isinstance(hidden, dict) and hidden.get("cache_hit") is True
-
-
-def _status_of(error: Exception) -> int:
-    if "No deployments available" in str(error):  # As LiteLLM answers it: litellm/proxy/_types.py, `ProxyException`.
-        return 429
-    code = getattr(error, "status_code", None) or getattr(error, "code", None)
-    try:
-        return int(code)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return 500
-
-
-def _class_of(error: Exception) -> str:
-    """The kind of an error; its text may echo a key."""
-    return f"{type(error).__name__} ({_status_of(error)})"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import BadRequest
+from .media import Stock
 from .requests import Body, answers, named_cap
 from .routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Endpoint
 
@@ -33,16 +34,6 @@ _REFERENCES: Mapping[Endpoint, tuple[str, ...]] = {
     RESPONSES: ("previous_response_id", "conversation", "prompt"),
 }
 
-_IMAGES = {"image_url", "image", "input_image"}
-_AUDIO = {"input_audio"}
-_DOCUMENTS = {"file", "input_file", "document", "video_url", "video", "search_result", "container_upload"}
-_MEDIA: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(_IMAGES, ("image_url", "source", "image")),
-    **dict.fromkeys(_AUDIO, ("input_audio",)),
-    **dict.fromkeys(_DOCUMENTS, ("file", "file_data", "source", "video_url", "content")),
-}
-# The caller's own JSON below these is text to the model, whatever it looks like.
-_FREE_FORM = {"input", "arguments", "parameters", "input_schema", "schema", "json_schema"}
 # Tools that the caller runs; all others run at the provider, feed it text of their own finding and have a fee.
 _CALLERS_TOOLS = ("function", "custom", "bash_", "text_editor_", "computer_", "memory_", "apply_patch", "local_shell")
 _TOOL_LIMITS = ("max_uses", "max_tool_calls")
@@ -166,11 +157,18 @@ def measure(endpoint: Endpoint, body: Body) -> Demand:
     Raises
     ------
     BadRequest
-        A part has a form no provider documents.
+        A part has a form no provider documents, or parts are nested too deeply to be looked through.
     """
+    try:
+        return _measure(endpoint, body)
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.", code="invalid_value") from None
+
+
+def _measure(endpoint: Endpoint, body: Body) -> Demand:
     given = {field: body[field] for field in _PROMPT_FIELDS[endpoint] if body.get(field) is not None}
     token_ids = _token_ids(endpoint, given)
-    stock = _Stock()
+    stock = Stock()
     prompt = {field: stock.take(value) if field in _MEDIA_FIELDS else value for field, value in given.items()}
     try:
         text = json.dumps(prompt, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -251,73 +249,6 @@ def unseen(demand: Demand, model: str) -> tuple[str, ...]:
     remote = ("remote image",) if demand.remote_images and not family(model).remote_images else ()
     searches = ("a model that searches the web",) if any(name in model for name in _SEARCHERS) else ()
     return demand.unbounded + remote + searches
-
-
-class _Stock:
-    """Takes the media out of a prompt, counting them, so that the rest is the text."""
-
-    def __init__(self) -> None:
-        self.parts = self.images = self.remote_images = self.audio_bytes = self.documents = 0
-        self.references: list[str] = []
-
-    def take(self, node: Any) -> Any:
-        if isinstance(node, list):
-            return [self.take(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        self.parts += 1
-        kind = node.get("type")
-        if isinstance(kind, str):
-            self._note(kind, node)
-        media = _MEDIA.get(kind, ()) if isinstance(kind, str) else ()
-        # Only the medium itself is left out: whatever else stands in the part may be read as text.
-        return {
-            key: value if key in _FREE_FORM else self.take(value) for key, value in node.items() if key not in media
-        }
-
-    def _note(self, kind: str, node: Mapping[str, Any]) -> None:
-        if kind in _IMAGES:
-            self._note_image(node)
-        elif kind in _AUDIO:
-            sound = node.get("input_audio")
-            self.audio_bytes += len(str(sound.get("data", ""))) if isinstance(sound, dict) else 0
-        elif kind in _DOCUMENTS:
-            self.documents += 1
-            if _names_a_file(node):
-                self.references.append("file")
-        elif kind == "item_reference":
-            self.references.append(kind)
-
-    def _note_image(self, node: Mapping[str, Any]) -> None:
-        source = next((node[key] for key in ("image_url", "source", "image") if node.get(key) is not None), None)
-        url = source if isinstance(source, str) else _address(source)
-        if url is None:
-            self.references.append("image by file id")
-        elif url.startswith("data:image/"):
-            self.images += 1
-        elif url.startswith("data:"):
-            self.documents += 1
-        else:
-            self.remote_images += 1
-
-
-def _address(source: Any) -> str | None:
-    """The URL of an image part, inline ones as data URLs."""
-    if source is None:
-        return None
-    if not isinstance(source, dict):
-        raise BadRequest("An image part must hold a URL or base64 data.", code="invalid_value", param="messages")
-    if isinstance(url := source.get("url"), str):
-        return url
-    if isinstance(source.get("data"), str):
-        return f"data:{source.get('media_type') or 'image/'}"
-    return None
-
-
-def _names_a_file(node: Any) -> bool:
-    if isinstance(node, dict):
-        return any(key in ("file_id", "url", "file_url") or _names_a_file(value) for key, value in node.items())
-    return isinstance(node, list) and any(map(_names_a_file, node))
 
 
 def _token_ids(endpoint: Endpoint, given: dict[str, Any]) -> int:

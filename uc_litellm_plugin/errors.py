@@ -179,3 +179,19 @@ class LedgerUnavailable(Refusal):
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, headers={"retry-after": str(retry_after_s)})
+
+
+def status_of(error: Exception, unknown: int = 500) -> int:
+    """The HTTP status that a failure of LiteLLM or of a provider ends in; `unknown` when it does not say."""
+    if "No deployments available" in str(error):  # As LiteLLM answers it: litellm/proxy/_types.py, `ProxyException`.
+        return 429
+    code = getattr(error, "status_code", None) or getattr(error, "code", None)
+    try:
+        return int(code)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return unknown
+
+
+def kind_of(error: Exception) -> str:
+    """The class and status of an error, for rows and logs; never its text, which may echo a key."""
+    return f"{type(error).__name__} ({status_of(error)})"

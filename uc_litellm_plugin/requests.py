@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import unicodedata
 from collections.abc import Mapping
@@ -11,6 +12,26 @@ from .errors import BadRequest
 from .routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Endpoint
 
 Body = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inbound:
+    """A request as the client sent it.
+
+    Attributes
+    ----------
+    body
+        Its JSON object, before LiteLLM added anything.
+    headers
+        With lower-case names.
+    ip_address
+        Of the peer.
+    """
+
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ip_address: str | None = None
+
 
 # Every name under which a provider takes its output limit; each one that is present is overwritten with ours.
 CAP_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")

@@ -9,10 +9,11 @@ from typing import Any
 
 import anyio
 
-from . import answers
-from .answers import Stream
+from . import answers, dialects
 from .call import Answer, Call
 from .demand import Tokenizer, count, input_estimate
+from .dialects import Stream
+from .errors import status_of
 from .settlement import Settlement
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ async def settled(
     on_first
         Called once, at the first output.
     """
-    stream = answers.stream_of(call.endpoint.dialect)
+    stream = dialects.stream_of(call.endpoint.dialect)
     source = response.__aiter__()
     try:
         while (chunk := await _next(call, source)) is not _END:
@@ -49,7 +50,7 @@ async def settled(
                 if (kept := await _pass(call, stream, event, response, settlement, tokenizer, on_first)) is not None:
                     yield kept
         for event in stream.rest():
-            yield event
+            yield await _pass(call, stream, event, response, settlement, tokenizer, on_first)
         await _finish(call, stream, response, settlement, tokenizer)
     except (asyncio.CancelledError, GeneratorExit):
         # The client has left: the awaits below must not be cancelled again (anyio cancels at every await).
@@ -168,8 +169,7 @@ async def _cut(
 
 async def _broken(call: Call, stream: Stream, settlement: Settlement, tokenizer: Tokenizer, error: Exception) -> None:
     """The provider broke off: what was delivered is charged, nothing for nothing."""
-    status = getattr(error, "status_code", None)
-    status = status if isinstance(status, int) else 502
+    status = status_of(error, unknown=502)
     if stream.text:
         await _cut(call, stream, settlement, tokenizer, status, "provider_stream_broken")
     else:

@@ -11,6 +11,7 @@ import httpx
 
 from tests.acceptance.bank import Account
 from tests.proxy import Json, Proxy
+from tests.upstream import Upstream
 
 SECONDS = 30.0
 MESSAGES = [{"role": "user", "content": "say 7 words"}]
@@ -32,6 +33,11 @@ def request(name: str, stream: bool = False, **fields: object) -> tuple[str, Jso
     """The path and body of one ask, with other fields."""
     path, body = ASKS[name]
     return path, {**body, **({"stream": True} if stream else {}), **fields}
+
+
+def asked(upstream: Upstream) -> list[Json]:
+    """What the provider was asked for; LiteLLM lists its models (a GET) on its own account."""
+    return upstream.calls(method="POST")
 
 
 def ask(proxy: Proxy, account: Account, name: str, stream: bool = False, **fields: object) -> httpx.Response:

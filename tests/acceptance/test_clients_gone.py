@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.acceptance import prices
-from tests.acceptance.asking import ASKS, STREAMED, Visitor, request
+from tests.acceptance.asking import ASKS, STREAMED, Visitor, asked, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import config, paid_proxy
 from tests.acceptance.test_faults import GATE_WORD, WORDS_BEFORE, assert_delivered, ended
@@ -43,7 +43,7 @@ def test_gone_in_a_plain_call(proxy: Proxy, upstream: Upstream, bank: Bank, acco
     upstream.open()
     over = ended(bank, account)
     over.note("client gone in a plain call", f"{name}, plain", "nothing")
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     assert (over.charged, over.row["cost_source"]) == (prices.of_call(book), "usage")
 
 
@@ -101,9 +101,8 @@ def test_gone_while_it_reasons(proxy: Proxy, upstream: Upstream, bank: Bank, acc
     with Visitor(proxy, account, *request(name, stream=True, model="reason", **fields)) as visitor:
         visitor.hear(GATE_WORD)
     upstream.open()
-    upstream.wait(finished=1)
     over = ended(bank, account)
     over.note("client gone, a reasoning model", f"{name}, streamed", "4 words")
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     assert (over.charged, over.row["cost_source"]) == (prices.of_call(book), "usage")
     assert (over.row["status_code"], over.row["error_type"]) == (LEFT, "client_disconnected")

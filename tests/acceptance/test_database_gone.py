@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.acceptance import prices
-from tests.acceptance.asking import Visitor, ask, request
+from tests.acceptance.asking import Visitor, ask, asked, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import config, paid_proxy
 from tests.proxy import Proxy
@@ -31,9 +32,9 @@ class Server:
 
     def __init__(self) -> None:
         # Not pytest's tmp_path: it is closed to other users, and for root PostgreSQL runs as one.
-        home = Path(mkdtemp(prefix="uc-gone-"))
-        home.chmod(0o711)
-        self.cluster = Cluster(home / "postgres")
+        self.home = Path(mkdtemp(prefix="uc-gone-"))
+        self.home.chmod(0o711)
+        self.cluster = Cluster(self.home / "postgres")
         self.cluster.home.mkdir(mode=0o711)
         self.cluster.start()
 
@@ -50,6 +51,7 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.cluster.stop()
+    shutil.rmtree(server.home)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +92,11 @@ def test_gone_and_back(proxy: Proxy, upstream: Upstream, bank: Bank, server: Ser
         assert_refused(proxy, account)
         upstream.open()
         assert [visitor.hear_all().split(" ")[1] for visitor in (plain, stream, other)] == ["200"] * 3
-    assert len(upstream.calls()) == 4
+    assert len(asked(upstream)) == 4
     server.cluster.start()
     assert_back(proxy, account)
     bank.settled(account, 5)
-    assert bank.balance(account).remaining == 100 - sum(map(prices.of_call, upstream.calls()))
+    assert bank.balance(account).remaining == 100 - sum(map(prices.of_call, asked(upstream)))
     assert bank.audit() == []
 
 

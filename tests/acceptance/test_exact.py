@@ -12,6 +12,7 @@ from decimal import Decimal
 import pytest
 
 from tests.acceptance import prices
+from tests.acceptance.asking import asked
 from tests.acceptance.bank import NOTHING, Account, Bank
 from tests.acceptance.calls import KINDS, Ask, Client, Told
 from tests.acceptance.conftest import anthropic_client, openai_client
@@ -53,7 +54,7 @@ def mix(running: Upstream, proxy: Proxy, bank: Bank, payer: Account) -> list[Pai
     kinds = [KINDS[n % len(KINDS)] for n in range(CALLS)]
     dice.shuffle(kinds)
     told = _made(proxy, payer, kinds, dice)
-    books = {_mark(call): call for call in running.calls()}
+    books = {_mark(call): call for call in asked(running)}
     rows = {str(row["request_id"]): row for row in bank.settled(payer, CALLS)}
     return [
         Paid(kind.__name__, said, books[str(n)], rows[said.headers["x-uc-request-id"]])
@@ -79,7 +80,7 @@ def _mark(call: Json) -> str:
 
 def test_every_credit_agrees(mix: list[Paid], running: Upstream, bank: Bank, payer: Account) -> None:
     """What is left is what there was, less the provider's own count priced independently and rounded up per call."""
-    calls = running.calls()
+    calls = asked(running)
     assert len(calls) == CALLS
     balance = bank.balance(payer)
     assert balance.remaining == OPENING - sum(map(prices.of_call, calls))

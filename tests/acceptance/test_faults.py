@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from tests.acceptance import prices, table
-from tests.acceptance.asking import ASKS, STREAMED, Visitor, ask, request
+from tests.acceptance.asking import ASKS, STREAMED, Visitor, ask, asked, request
 from tests.acceptance.bank import NOTHING, Account, Bank
 from tests.proxy import Json, Proxy, upstream_key
 from tests.upstream import Upstream
@@ -188,7 +188,7 @@ def test_cap_ignored(proxy: Proxy, upstream: Upstream, bank: Bank, account: Acco
     ask(proxy, account, name, stream, **{field: text if field != "messages" else [{"role": "user", "content": text}]})
     over = ended(bank, account)
     over.note("3000 words beyond a cap of 50", f"{name}, {kind(stream)}", 200)
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     assert (over.charged, over.row["cost_source"]) == (prices.of_call(book), "usage")
     assert over.charged > Decimal(json.loads(over.row["metadata"])["held"])
 
@@ -200,12 +200,12 @@ def test_beyond_the_balance(proxy: Proxy, upstream: Upstream, bank: Bank) -> Non
     messages = [{"role": "user", "content": "say 3000 words"}]
     assert ask(proxy, poor, "chat", messages=messages).status_code == 200
     bank.settled(poor)
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     balance = bank.balance(poor)
     assert (balance.remaining, balance.debt) == (NOTHING, prices.of_call(book) - Decimal("0.01"))
     refused = ask(proxy, poor, "chat")
     assert (refused.status_code, refused.json()["error"]["code"]) == (402, "in_debt")
-    assert len(upstream.calls()) == 1
+    assert len(asked(upstream)) == 1
     assert bank.audit() == []
 
 
@@ -216,5 +216,5 @@ def test_wrong_model(proxy: Proxy, upstream: Upstream, bank: Bank, account: Acco
     answer = ask(proxy, account, name, stream)
     over = ended(bank, account)
     over.note("answers as another model", f"{name}, {kind(stream)}", answer.status_code)
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     assert (answer.status_code, over.charged, over.row["success"]) == (200, prices.of_call(book), True)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.acceptance import prices, table
-from tests.acceptance.asking import Visitor, ask, post, request
+from tests.acceptance.asking import Visitor, ask, asked, post, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.hostile import EVERY, SURROGATES, Hostile
 from tests.proxy import Json, Proxy
@@ -47,13 +47,13 @@ def test_hostile(proxy: Proxy, upstream: Upstream, bank: Bank, hostile: Hostile)
 
 
 def assert_untouched(bank: Bank, account: Account, upstream: Upstream) -> None:
-    assert upstream.calls() == []
+    assert asked(upstream) == []
     assert [row["transaction_type"] for row in bank.transactions(account)] == ["bonus"]
 
 
 def assert_paid(bank: Bank, account: Account, upstream: Upstream) -> None:
     """The one call was charged what the provider counted, out of a hold that covered it."""
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     (row,) = bank.usage(account)
     assert row["cost_credits"] == prices.of_call(book) == 100 - bank.balance(account).remaining
     assert row["cost_credits"] > 0
@@ -68,7 +68,7 @@ def test_two_limits_at_once(proxy: Proxy, upstream: Upstream, bank: Bank, accoun
     answer = ask(proxy, account, "chat", max_tokens=50, max_completion_tokens=40_000)
     bank.settled(account)
     note("max_tokens beside max_completion_tokens", answer, 100 - bank.balance(account).remaining)
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     caps = {name: book["body"][name] for name in ("max_tokens", "max_completion_tokens") if name in book["body"]}
     assert set(caps.values()) == {50}
     assert answer.status_code in (200, 400)
@@ -92,11 +92,11 @@ def test_lone_surrogates(proxy: Proxy, upstream: Upstream, bank: Bank, account: 
         upstream.reset()
         payer = bank.open()
         answer = post(proxy, payer.headers, "/v1/chat/completions", content)
-        rows = bank.settled(payer) if upstream.calls() else []
+        rows = bank.settled(payer) if asked(upstream) else []
         note("lone surrogate", answer, 100 - bank.balance(payer).remaining)
         assert answer.status_code < 500, answer.text
-        assert bank.balance(payer).remaining == 100 - sum(map(prices.of_call, upstream.calls()))
-        assert len(rows) == len(upstream.calls())
+        assert bank.balance(payer).remaining == 100 - sum(map(prices.of_call, asked(upstream)))
+        assert len(rows) == len(asked(upstream))
 
 
 def test_large_body(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
@@ -106,7 +106,7 @@ def test_large_body(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
     answer = ask(proxy, few, "chat", messages=[{"role": "user", "content": text}])
     note("5 MB of text, 5 credits", answer, 5 - bank.balance(few).remaining)
     assert answer.status_code == 402
-    assert upstream.calls() == []
+    assert asked(upstream) == []
 
 
 def test_retries_cannot_be_asked_for(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:
@@ -114,7 +114,7 @@ def test_retries_cannot_be_asked_for(proxy: Proxy, upstream: Upstream, bank: Ban
     upstream.set_fault("status", status=500)
     path, body = request("chat")
     answer = post(proxy, {**account.headers, "x-litellm-num-retries": "50"}, path, body)
-    assert (answer.status_code, len(upstream.calls())) == (500, 1)
+    assert (answer.status_code, len(asked(upstream))) == (500, 1)
     bank.settled(account)
 
 
@@ -125,7 +125,7 @@ def test_nul_in_a_header(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
     with Visitor(proxy, key, *request("chat")) as odd:
         answer = odd.hear_all()
     assert answer.split(" ")[1] in ("200", "400")
-    rows = bank.settled(account) if upstream.calls() else []
+    rows = bank.settled(account) if asked(upstream) else []
     assert all(row["session_id"] == "ab" for row in rows)
 
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.acceptance import prices
-from tests.acceptance.asking import MESSAGES, STREAMED, Visitor, ask, post, request
+from tests.acceptance.asking import MESSAGES, STREAMED, Visitor, ask, asked, post, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import anthropic_client, openai_client
 from tests.proxy import Proxy
@@ -23,7 +23,7 @@ PAYER = "x-uc-user-id"
 
 def assert_untouched(bank: Bank, account: Account, upstream: Upstream) -> None:
     """Nothing reached the provider, nothing was held, and no ledger row was written for it."""
-    assert upstream.calls() == []
+    assert asked(upstream) == []
     assert bank.balance(account).held == 0
     assert {row["transaction_type"] for row in bank.transactions(account)} <= {"bonus"}
     assert bank.usage(account) == []
@@ -32,7 +32,7 @@ def assert_untouched(bank: Bank, account: Account, upstream: Upstream) -> None:
 def paid(bank: Bank, account: Account, upstream: Upstream) -> Decimal:
     """What an account paid for its only call, which is what the provider counted."""
     bank.settled(account)
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     charged = 100 - bank.balance(account).remaining
     assert charged == prices.of_call(book)
     return charged
@@ -88,7 +88,7 @@ def test_what_is_affordable_works(proxy: Proxy, upstream: Upstream, bank: Bank, 
     assert 0 < affordable < 4000
     assert str(affordable) in error["message"]
     assert ask(proxy, few, name, False, **{field: affordable + 1}).status_code == 402
-    assert upstream.calls() == []
+    assert asked(upstream) == []
     assert ask(proxy, few, name, False, **{field: affordable}).status_code == 200
 
 
@@ -100,7 +100,7 @@ def test_unnamed_limit_is_lowered(proxy: Proxy, upstream: Upstream, bank: Bank) 
         assert answer.status_code == 200
         cap = int(answer.headers["x-uc-max-output-tokens"])
         assert cap == 4096 if account is rich else 256 <= cap < 4096
-        assert upstream.calls()[-1]["body"]["max_tokens"] == cap
+        assert asked(upstream)[-1]["body"]["max_tokens"] == cap
 
 
 def test_retry_when_calls_in_flight_stand_in_the_way(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
@@ -126,7 +126,7 @@ def test_unknown_keys(proxy: Proxy, upstream: Upstream, key: str, name: str) -> 
     answer = httpx.post(proxy.url + path, headers=headers, json=body, trust_env=False, timeout=30)
     assert answer.status_code == 401
     assert answer.json()["error"]["message"]
-    assert upstream.calls() == []
+    assert asked(upstream) == []
 
 
 def test_revoked_and_lapsed_keys(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:
@@ -136,7 +136,7 @@ def test_revoked_and_lapsed_keys(proxy: Proxy, upstream: Upstream, bank: Bank, a
         assert ask(proxy, key, "chat").status_code == 200
         bank.execute(f"UPDATE user_api_keys SET {ends} WHERE id = '{key.key_id}'")
         assert ask(proxy, key, "chat").status_code == 401
-    assert len(upstream.calls()) == 2
+    assert len(asked(upstream)) == 2
 
 
 @pytest.mark.parametrize("status", ["suspended", "closed"])
@@ -149,7 +149,7 @@ def test_suspended(proxy: Proxy, upstream: Upstream, bank: Bank, account: Accoun
         answer = ask(proxy, account, name)
         assert answer.status_code == 403
         assert "not active" in answer.json()["error"]["message"]
-    assert len(upstream.calls()) == 1
+    assert len(asked(upstream)) == 1
 
 
 def administrators(proxy: Proxy, bank: Bank) -> list[tuple[str, Account]]:
@@ -166,7 +166,7 @@ def test_administrators_name_the_payer(proxy: Proxy, upstream: Upstream, bank: B
         for headers in ({}, {PAYER: "nobody-we-know"}, {PAYER: ""}, {PAYER: "a" * 300}):
             refused = post(proxy, {**key.headers, **headers}, path, body)
             assert refused.status_code == 403, (headers, refused.text)
-        assert upstream.calls() == []
+        assert asked(upstream) == []
         payer = bank.open()
         assert post(proxy, {**key.headers, PAYER: payer.user_id}, path, body).status_code == 200
         assert paid(bank, payer, upstream) > 0

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.acceptance import table
+from tests.acceptance.asking import asked
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.public_routes import PUBLIC
 from tests.proxy import Proxy
@@ -128,7 +129,7 @@ def test_no_other_route_serves_a_user(proxy: Proxy, upstream: Upstream, bank: Ba
                 broken.append((route.method, route.path, answer.status_code, answer.text[:100]))
     table.begin(ROUTES, "place", "routes")
     table.add(ROUTES, "tried with a user's key, refused by the proxy", len(worth_trying()) - len(open_ones))
-    assert upstream.calls() == []
+    assert asked(upstream) == []
     assert bank.balance(account).remaining == 100
     assert (open_ones, broken) == ([], [])
 
@@ -142,7 +143,7 @@ def test_websocket_handshakes_are_refused(proxy: Proxy, upstream: Upstream, acco
     headers = {**account.headers, **upgrade, "sec-websocket-key": "MDEyMzQ1Njc4OWFiY2RlZg=="}
     answer = httpx.get(f"{proxy.url}{path}?model=gpt-mini", headers=headers, trust_env=False, timeout=30)
     assert answer.status_code == 403
-    assert upstream.calls() == []
+    assert asked(upstream) == []
 
 
 def test_free_routes(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
@@ -151,7 +152,7 @@ def test_free_routes(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
     listed = httpx.get(f"{proxy.url}/v1/models", headers=poor.headers, trust_env=False, timeout=30)
     assert "gpt-mini" in {model["id"] for model in listed.json()["data"]}
     assert httpx.get(f"{proxy.url}/v1/models", trust_env=False, timeout=30).status_code == 401
-    assert upstream.calls() == []
+    assert asked(upstream) == []
 
 
 def test_stored_responses_belong_to_their_maker(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.acceptance import prices
-from tests.acceptance.asking import ASKS, STREAMED, post, request
+from tests.acceptance.asking import ASKS, STREAMED, asked, post, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import config, paid_proxy
 from tests.acceptance.test_refusals import PAYER
@@ -37,7 +37,7 @@ def test_named_user_pays(
     answer = post(proxy, {**master, PAYER: account.user_id}, path, body)
     assert answer.status_code == 200, answer.text
     (row,) = bank.settled(account)
-    (book,) = upstream.calls()
+    (book,) = asked(upstream)
     assert row["cost_credits"] == prices.of_call(book) == 100 - bank.balance(account).remaining
     assert bank.audit() == []
 
@@ -50,14 +50,14 @@ def test_nobody_named(proxy: Proxy, upstream: Upstream, bank: Bank, master: dict
     for headers, more in (({}, {}), ({PAYER: "nobody"}, {}), ({}, {"user": user} if name != "messages" else {})):
         answer = post(proxy, {**master, **headers}, path, {**body, **more})
         assert answer.status_code == 403, answer.text
-    assert upstream.calls() == []
+    assert asked(upstream) == []
 
 
 def test_unknown_key(proxy: Proxy, upstream: Upstream, account: Account) -> None:
     """Our API keys mean nothing here: LiteLLM refuses them, since it has no database to look them up in."""
     path, body = request("chat")
     assert 400 <= post(proxy, account.headers, path, body).status_code < 500
-    assert upstream.calls() == []
+    assert asked(upstream) == []
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/moderations", "/v1/rerank", "/v1/audio/speech"])
@@ -70,4 +70,4 @@ def test_other_kinds_are_refused(
     body = {"model": model, "input": "x", "prompt": "x", "query": "x", "documents": ["x"], "voice": "alloy"}
     answer = post(proxy, {**master, PAYER: account.user_id}, path, body)
     assert answer.status_code == 400, answer.text
-    assert upstream.calls() == []
+    assert asked(upstream) == []

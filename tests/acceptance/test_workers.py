@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from tests.acceptance import prices
-from tests.acceptance.asking import STREAMED, ask
+from tests.acceptance.asking import STREAMED, ask, asked
 from tests.acceptance.bank import Bank
 from tests.acceptance.conftest import config, paid_proxy
 from tests.proxy import Proxy
@@ -33,7 +33,7 @@ def test_exact(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
     assert set(statuses) == {200}
     assert len(proxy.worker_pids()) == 2
     rows = bank.settled(account, len(asks))
-    books = upstream.calls()
+    books = asked(upstream)
     assert len(rows) == len(books) == len(asks)
     assert bank.balance(account).remaining == 100 - sum(map(prices.of_call, books))
     assert bank.audit() == []
@@ -44,17 +44,17 @@ def test_nobody_overspends(proxy: Proxy, upstream: Upstream, bank: Bank) -> None
     account = bank.open("0.02")
     upstream.set_fault("gate")
     with ThreadPoolExecutor(16) as pool:
-        asked = [pool.submit(ask, proxy, account, "chat", max_tokens=100) for _ in range(16)]
+        sent = [pool.submit(ask, proxy, account, "chat", max_tokens=100) for _ in range(16)]
         # Those without credits are answered while the others wait at the gate: the first tells that credits ran out.
-        first = next(as_completed(asked))
+        first = next(as_completed(sent))
         held = bank.balance(account).held
         upstream.open()
-        statuses = [one.result().status_code for one in asked]
+        statuses = [one.result().status_code for one in sent]
     assert first.result().status_code == 402
     assert set(statuses) == {200, 402}
     assert 0 < held <= Decimal("0.02")
     bank.settled(account, statuses.count(200))
-    assert bank.balance(account).remaining == Decimal("0.02") - sum(map(prices.of_call, upstream.calls()))
+    assert bank.balance(account).remaining == Decimal("0.02") - sum(map(prices.of_call, asked(upstream)))
 
 
 def test_revoked_everywhere(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
@@ -63,5 +63,5 @@ def test_revoked_everywhere(proxy: Proxy, upstream: Upstream, bank: Bank) -> Non
     assert {ask(proxy, account, "chat").status_code for _ in range(16)} == {200}
     bank.execute(f"UPDATE user_api_keys SET is_active = false WHERE id = '{account.key_id}'")
     assert {ask(proxy, account, "chat").status_code for _ in range(16)} == {401}
-    assert len(upstream.calls()) == 16
+    assert len(asked(upstream)) == 16
     bank.settled(account, 16)

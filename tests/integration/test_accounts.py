@@ -3,15 +3,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from tests.integration.ears import listening
 from uc_litellm_plugin import accounts as accounts_module
-from uc_litellm_plugin import changes
 from uc_litellm_plugin.accounts import Accounts
 from uc_litellm_plugin.api_keys import hash_key
 from uc_litellm_plugin.database import Database
@@ -19,6 +18,10 @@ from uc_litellm_plugin.errors import DatabaseUnavailable
 from uc_litellm_plugin.settings import Settings
 
 KEY = "sk-uc-a-key-of-ann"
+
+_ADD_KEY = """
+INSERT INTO user_api_keys (user_id, key_hash, key_hint, name, role, expires_at)
+VALUES ($1, $2, 'hint', 'laptop', 'user', $3)"""
 
 
 class Counted(Database):
@@ -46,7 +49,8 @@ class Counted(Database):
 @pytest.fixture
 async def database(settings: Settings) -> AsyncIterator[Counted]:
     """A database with two accounts and one key."""
-    async with Counted(settings) as database:
+    database = Counted(settings)
+    async with database:
         for user in ("ann", "bob"):
             await database.execute("SELECT * FROM add_user_credits($1, 5, 'bonus')", user)
         await add_key(database, KEY)
@@ -59,48 +63,7 @@ def accounts(database: Counted) -> Accounts:
 
 
 async def add_key(database: Database, key: str, user: str = "ann", expires_at: datetime | None = None) -> None:
-    await database.execute("INSERT INTO user_api_keys (user_id, key_hash, key_hint, name, role, expires_at) "
-                           "VALUES ($1, $2, 'hint', 'laptop', 'user', $3)", user, hash_key(key), expires_at)  # fmt: skip
-
-
-class Ear:
-    """Listens for changes, drops what they name, and tells when it has."""
-
-    def __init__(self, accounts: Accounts) -> None:
-        self.accounts = accounts
-        self.ready, self.lost = asyncio.Event(), asyncio.Event()
-        self.payloads: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    def on_payload(self, payload: str) -> None:
-        self.accounts.changed(payload)
-        self.payloads.put_nowait(json.loads(payload))
-
-    def on_ready(self) -> None:
-        self.accounts.heard()
-        self.ready.set()
-
-    def on_lost(self) -> None:
-        self.accounts.deaf()
-        self.lost.set()
-
-    async def heard(self, table: str) -> None:
-        """Wait until a change of that table was heard."""
-        while (await asyncio.wait_for(self.payloads.get(), 5))["table"] != table:
-            pass
-
-
-@asynccontextmanager
-async def listening(settings: Settings, accounts: Accounts) -> AsyncIterator[Ear]:
-    ear = Ear(accounts)
-    task = asyncio.create_task(
-        changes.listen(settings, on_payload=ear.on_payload, on_ready=ear.on_ready, on_lost=ear.on_lost)
-    )
-    try:
-        await asyncio.wait_for(ear.ready.wait(), 5)
-        yield ear
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+    await database.execute(_ADD_KEY, user, hash_key(key), expires_at)
 
 
 async def test_a_key_leads_to_its_account(accounts: Accounts) -> None:
@@ -295,9 +258,7 @@ async def test_a_lost_connection_forgets_all(settings: Settings, accounts: Accou
         assert after == during != before
 
 
-async def test_the_cache_is_bounded(
-    accounts: Accounts, database: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_cache_is_bounded(accounts: Accounts, database: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many accounts call, the cache does not grow beyond its limit."""
     monkeypatch.setattr(accounts_module, "_MOST_ROWS", 1)
     accounts.heard()

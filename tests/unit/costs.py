@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from uc_litellm_plugin.pricing import Trigger, is_priced
@@ -67,4 +68,4 @@ def random_usage(rng: random.Random, trigger: Trigger, most_output: int) -> dict
 
 def _parts(rng: random.Random, whole: int, number: int) -> list[int]:
     cuts = [0, *sorted(rng.randint(0, whole) for _ in range(number - 1)), whole]
-    return [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [end - start for start, end in pairwise(cuts)]

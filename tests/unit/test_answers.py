@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from litellm.types.utils import Choices, Message, ModelResponse, Usage
 
 from tests.unit.recordings import RECORDINGS
 from uc_litellm_plugin import answers
-from uc_litellm_plugin.answers import MessagesStream
+from uc_litellm_plugin.dialects import MessagesStream
 from uc_litellm_plugin.routes import ENDPOINTS
 
 FRAMES = RECORDINGS["messages"]().events
@@ -24,9 +25,7 @@ def test_frames_come_together_however_they_are_cut(cuts: list[int], line_end: by
     expected = [event.replace(b"\n", line_end) for event in FRAMES]
     whole = b"".join(expected)
     stream, places = MessagesStream(), [0, *sorted(cuts), len(whole)]
-    events = [
-        event for start, end in zip(places, places[1:], strict=False) for event in stream.split(whole[start:end])
-    ]
+    events = [event for start, end in pairwise(places) for event in stream.split(whole[start:end])]
     assert events == expected
     assert list(stream.rest()) == []
 

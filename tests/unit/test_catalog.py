@@ -21,7 +21,11 @@ from uc_litellm_plugin.outbox import Record
 from uc_litellm_plugin.plan import Candidate
 from uc_litellm_plugin.settlement import Settlement
 
-OWN_PRICES = {"input_cost_per_token": 3e-6, "output_cost_per_token": 7e-6, "cache_read_input_token_cost": 1e-6}
+OWN_PRICES: dict[str, Any] = {
+    "input_cost_per_token": 3e-6,
+    "output_cost_per_token": 7e-6,
+    "cache_read_input_token_cost": 1e-6,
+}
 
 
 def deployment(group: str, model: str, info: Mapping[str, Any] | None = None, **params: Any) -> dict[str, Any]:

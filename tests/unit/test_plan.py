@@ -73,7 +73,7 @@ def test_what_is_affordable_can_be_held(among: list[Candidate], available: Decim
 
 @pytest.mark.parametrize("available", ["0.000300", "0.000400", "0.000700", "0.001000"])
 def test_a_floor_under_the_output_is_affordable_or_nothing_is(available: str) -> None:
-    """Where a provider is asked for 16 tokens whatever the cap, no smaller cap is called affordable than can be held."""
+    """Where a provider is asked for 16 tokens whatever the cap, what is called affordable can be held."""
     plan = planned(candidate("a", CHEAP), body=named(500), endpoint=MESSAGES)
     affordable = plan.affordable(Decimal(available))
     assert affordable < 0 or plan.cost(affordable) <= Decimal(available)

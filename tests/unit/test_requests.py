@@ -56,7 +56,8 @@ def test_documented_fields_pass(endpoint: Endpoint, field: str, value: Any) -> N
 @pytest.mark.parametrize("field", sorted(requests.CONTROLS))
 def test_controls_of_the_proxy_never_pass(field: str) -> None:
     """What steers LiteLLM is refused by name, even where the operator added it."""
-    found = refusal(extra=frozenset({field}), **{field: True})
+    fields: dict[str, Any] = {field: True}
+    found = refusal(CHAT, frozenset({field}), **fields)
     assert (found.code, found.param) == ("unknown_field", field)
     assert field in found.message
 
@@ -66,7 +67,8 @@ def test_controls_of_the_proxy_never_pass(field: str) -> None:
 )
 def test_unknown_fields_are_named(field: str) -> None:
     """A field nobody documented at this endpoint is a 400 that names it, fit to be sent."""
-    found = refusal(**{field: 1})
+    fields: dict[str, Any] = {field: 1}
+    found = refusal(CHAT, frozenset(), **fields)
     assert found.code == "unknown_field"
     found.message.encode()
     assert "\0" not in found.message

@@ -1,0 +1,235 @@
+"""Streams in three dialects: what their events deliver, where the usage is, and which is the last word."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from .answers import COUNTS, Usage, get, plain, usage_of, write_cost
+from .demand import spoken
+from .routes import Dialect
+
+
+class Stream(ABC):
+    """Reads a stream as it passes; a dialect says how.
+
+    Attributes
+    ----------
+    usage
+        The provider's usage so far.
+    complete
+        Whether that usage is its last word.
+    failed
+        Whether the provider said that it broke off.
+    service_tier, response_id
+        As the provider reported them.
+    """
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.complete = False
+        self.failed = False
+        self.service_tier: str | None = None
+        self.response_id: str | None = None
+        self._texts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """What was delivered."""
+        return "".join(self._texts)
+
+    def split(self, chunk: Any) -> Iterable[Any]:
+        """The whole events in a chunk; what is cut off waits for the next one."""
+        return (chunk,)
+
+    def rest(self) -> Iterable[Any]:
+        """What waited for more when the stream ended."""
+        return ()
+
+    @abstractmethod
+    def read(self, event: Any) -> bool:
+        """Take note of an event; true where it delivers output."""
+
+    @abstractmethod
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
+        """The event as the client gets it, None to leave it out; `charged` is known once the usage is complete."""
+
+    def _note(self, *sources: Any) -> bool:
+        before = len(self._texts)
+        self._texts += [text for text in spoken(sources) if text]
+        return len(self._texts) > before
+
+
+class ChatStream(Stream):
+    """Chunks of chat and text completions; the usage comes alone, in the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._finished = False
+
+    def read(self, event: Any) -> bool:
+        self.service_tier = get(event, "service_tier") or self.service_tier
+        self.response_id = get(event, "id") or self.response_id
+        choices = get(event, "choices") or ()
+        said = any([self._read_choice(choice) for choice in choices])  # noqa: C419 - each one must be read
+        self._finished = self._finished or any(get(choice, "finish_reason") for choice in choices)
+        if (usage := usage_of(event)) is not None:
+            # Some providers report usage as they go; the last word comes alone, after the finish.
+            self.usage, self.complete = usage, not said and (self._finished or not choices)
+        return said
+
+    def _read_choice(self, choice: Any) -> bool:
+        delta = plain(get(choice, "delta"))
+        return self._note(delta if isinstance(delta, Mapping) else None, get(choice, "text"))
+
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
+        usage = get(event, "usage")
+        if usage is None:
+            return event
+        if not wants_usage:
+            return _without_usage(event)
+        # A copy, since LiteLLM keeps the chunk for its own books.
+        return event if charged is None else _with_usage(event, _costed(usage, charged))
+
+
+class ResponsesStream(Stream):
+    """Events of the responses API; the usage is in the terminal one, with the whole answer."""
+
+    _TERMINAL = ("response.completed", "response.incomplete", "response.failed")
+
+    def read(self, event: Any) -> bool:
+        if (answer := get(event, "response")) is not None:
+            self.response_id = get(answer, "id") or self.response_id
+            self.service_tier = get(answer, "service_tier") or self.service_tier
+            self.failed = _name(event) == "response.failed"
+            if (usage := usage_of(answer)) is not None:
+                self.usage, self.complete = usage, _name(event) in self._TERMINAL
+        return _name(event).endswith(".delta") and self._note(plain(get(event, "delta")))
+
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
+        if charged is not None and _name(event) in self._TERMINAL:
+            write_cost(get(event, "response"), charged)
+        return event
+
+
+class MessagesStream(Stream):
+    """Server-sent events of Anthropic's API as bytes; input in `message_start`, output in `message_delta`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cut = b""
+
+    def split(self, chunk: Any) -> Iterator[Any]:
+        if not isinstance(chunk, bytes | str):
+            yield chunk
+            return
+        self._cut += chunk.encode() if isinstance(chunk, str) else chunk
+        while (end := _frame_end(self._cut)) > 0:
+            frame, self._cut = self._cut[:end], self._cut[end:]
+            yield frame
+
+    def rest(self) -> Iterable[Any]:
+        return (self._cut,) if self._cut else ()
+
+    def read(self, event: Any) -> bool:
+        data = _frame_data(event)
+        kind = data.get("type")
+        if kind == "message_start":
+            message = data.get("message") or {}
+            self.response_id = message.get("id")
+            self._merge(message.get("usage"))
+        elif kind == "message_delta":
+            self._merge(data.get("usage"))
+            self.complete = self.usage is not None
+        elif kind == "error":
+            self.failed = True
+        elif kind == "content_block_delta":
+            delta = data.get("delta") or {}
+            return self._note({key: value for key, value in delta.items() if key not in ("type", "signature")})
+        elif kind == "content_block_start":
+            block = data.get("content_block") or {}
+            return self._note(
+                {key: value for key, value in block.items() if key in ("text", "name", "input", "thinking")}
+            )
+        return False
+
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
+        data = _frame_data(event)
+        if charged is None or data.get("type") != "message_delta" or not isinstance(data.get("usage"), dict):
+            return event
+        data["usage"]["cost"] = float(charged)
+        if isinstance(event, bytes):
+            return b"event: message_delta\ndata: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+        return data
+
+    def _merge(self, usage: Any) -> None:
+        if isinstance(usage, Mapping):
+            merged = {**(self.usage or {}), **{key: value for key, value in usage.items() if value is not None}}
+            self.service_tier = merged.get("service_tier") or self.service_tier
+            self.usage = merged if any(merged.get(name) for name in COUNTS) else None
+
+
+def _name(event: Any) -> str:
+    kind = get(event, "type")
+    return str(getattr(kind, "value", kind))
+
+
+def _frame_end(data: bytes) -> int:
+    """Where the first whole server-sent event ends (a blank line, WHATWG HTML 9.2.5), 0 when it is cut off."""
+    ends = [at + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (at := data.find(mark)) >= 0]
+    return min(ends, default=0)
+
+
+def _frame_data(event: Any) -> dict[str, Any]:
+    if isinstance(event, dict):
+        return event
+    if not isinstance(event, bytes):
+        return plain(event) if isinstance(plain(event), dict) else {}
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    try:
+        data = json.loads(b"\n".join(lines)) if lines else {}
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _without_usage(event: Any) -> Any:
+    """A chunk for a client that asked for no usage: None when it carries nothing else."""
+    if not any(_says_something(choice) for choice in get(event, "choices") or ()):
+        return None
+    return _with_usage(event, None)
+
+
+def _with_usage(event: Any, usage: Any) -> Any:
+    copy = event.model_copy()
+    copy.usage = usage
+    return copy
+
+
+def _costed(usage: Any, charged: Decimal) -> Any:
+    if isinstance(usage, Mapping):
+        return {**usage, "cost": float(charged)}
+    copy = usage.model_copy()
+    copy.cost = float(charged)
+    return copy
+
+
+def _says_something(choice: Any) -> bool:
+    delta = plain(get(choice, "delta"))
+    said = any(spoken([delta])) if isinstance(delta, Mapping) else bool(get(choice, "text"))
+    return said or get(choice, "finish_reason") is not None
+
+
+_DIALECTS: Mapping[Dialect, type[Stream]] = {
+    "openai": ChatStream,
+    "responses": ResponsesStream,
+    "anthropic": MessagesStream,
+}
+
+
+def stream_of(dialect: Dialect) -> Stream:
+    """A reader for the stream of one call."""
+    return _DIALECTS[dialect]()

@@ -1,0 +1,77 @@
+"""A request as the client sent it, and as LiteLLM carries it on to the router."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import litellm
+from fastapi import Request
+from litellm.proxy.common_utils.http_parsing_utils import _read_request_body
+
+from . import routes
+from .call import Call
+from .errors import BadRequest
+from .plan import Candidate
+from .requests import CAP_FIELDS, Inbound
+
+# What LiteLLM takes from headers or keys and would let a client steer a call with
+# (litellm/proxy/litellm_pre_call_utils.py, `add_litellm_data_for_backend_llm_call`).
+_STEERING = ("timeout", "stream_timeout", "client_side_timeout", "num_retries", "disable_fallbacks", "fallbacks",
+             "api_key", "no-log", "mock_response", "specific_deployment", "max_retries", "request_timeout")  # fmt: skip
+# What LiteLLM itself adds to a request's data before the pre-call hook runs.
+_LITELLMS_OWN = frozenset(
+    {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
+    | {"litellm_session_id", "litellm_trace_id", "headers", "api_version", "ttl", "cache", "keepalive_seconds"}
+    | {"provider_specific_header", "user", "organization", "enable_prompt_caching", "allowed_model_region"}
+)
+
+
+async def read(request: Request, path: str) -> Inbound:
+    """The client's request, before LiteLLM adds anything to it.
+
+    Raises
+    ------
+    BadRequest
+        The body of a billed call is no JSON object.
+    """
+    billed = routes.kind(request.method, path) == "billed"
+    body = await _read_request_body(request=request) if billed else {}
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return Inbound(dict(body), headers, request.client.host if request.client else None)
+
+
+def from_litellm(data: Mapping[str, Any]) -> Inbound:
+    """The request as LiteLLM has it after its own authentication, without what LiteLLM added."""
+    body = {key: value for key, value in data.items() if key not in _LITELLMS_OWN and key not in _STEERING}
+    metadata = data.get("metadata")
+    if isinstance(metadata, dict):
+        body["metadata"] = {key: value for key, value in metadata.items() if not key.startswith("user_api_key")}
+    headers = (data.get("proxy_server_request") or {}).get("headers") or {}
+    return Inbound(body, {name.lower(): value for name, value in headers.items()})
+
+
+def prepared(call: Call, data: dict[str, Any]) -> dict[str, Any]:
+    """The request as it goes to the router: capped, asking for usage, without what steers LiteLLM."""
+    for field in _STEERING:
+        data.pop(field, None)
+    if call.endpoint.cap_field is not None:
+        present = [field for field in CAP_FIELDS if data.get(field) is not None]
+        for field in present or [call.endpoint.cap_field]:
+            data[field] = call.cap
+    if call.streamed and call.endpoint in (routes.CHAT, routes.COMPLETIONS):
+        data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
+    if litellm.cache is not None:
+        data["cache"] = {**(data.get("cache") or {}), "namespace": call.caller.user_id}
+    return data
+
+
+def capped(call: Call, candidate: Candidate, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """One attempt's arguments, with every output limit in them held to what this candidate may write."""
+    if call.endpoint.cap_field is None:
+        return kwargs
+    cap = call.output_cap(candidate)
+    present = [field for field in CAP_FIELDS if kwargs.get(field) is not None]
+    return {**kwargs, **{field: min(cap, kwargs[field]) for field in present}}
