@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping
 from decimal import Decimal
@@ -33,6 +34,19 @@ def usage_of(answer: Any) -> Usage | None:
     if not isinstance(usage, Mapping) or not any(usage.get(name) for name in COUNTS):
         return None
     return usage
+
+
+def stored_id(answer: Any) -> str | None:
+    """The provider's own id of an answer, which LiteLLM wraps together with the deployment's
+    (litellm/responses/utils.py, `_build_responses_api_response_id`)."""
+    given = get(answer, "id")
+    if not isinstance(given, str):
+        return None
+    try:
+        inner = base64.b64decode(given.removeprefix("resp_"), validate=True).decode()
+    except ValueError:
+        return given
+    return inner.rpartition("response_id:")[2] if "response_id:" in inner else given
 
 
 def text_of(answer: Any) -> str:

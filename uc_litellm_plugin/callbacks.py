@@ -17,10 +17,10 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 from . import answers, catalog, identity, inbound, routes, settings, streams
 from .admission import Admission
-from .call import CURRENT, Answer, Attempt, Call
+from .call import CURRENT, Answer, Attempt, Call, Caller
 from .catalog import Catalog
 from .demand import count, input_estimate
-from .errors import BadRequest, Refusal, Unexpected, kind_of, status_of
+from .errors import BadRequest, NotFound, Refusal, Unexpected, kind_of, status_of
 from .plan import Candidate
 from .requests import Inbound
 from .settlement import Settlement
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _INBOUND: ContextVar[Inbound | None] = ContextVar("uc_inbound", default=None)
 # A request that may go to a provider without a hold, since it costs nothing.
-_FETCHING: ContextVar[bool] = ContextVar("uc_fetching", default=False)
+_FETCHING: ContextVar[Caller | None] = ContextVar("uc_fetching", default=None)
 
 
 class Refused(ProxyException):  # type: ignore[misc]  # LiteLLM's class has no types we can see
@@ -112,7 +112,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         """Note the attempt, refuse one that the hold does not cover, and cap its output."""
         call = CURRENT.get()
         if call is None:
-            return kwargs if _FETCHING.get() or _is_health_check(kwargs) else _refuse_unheld()
+            return kwargs if _FETCHING.get() is not None or inbound.is_health_check(kwargs) else _refuse_unheld()
         candidate = call.plan.candidate(_deployment_id(kwargs))
         if candidate is None:
             raise HTTPException(402, "This deployment is outside of what was held for the call.")
@@ -134,7 +134,9 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     ) -> Any:
         """Settle a plain answer before it leaves, and write its cost into it."""
         call = CURRENT.get()
-        if call is not None and not call.listening:
+        if (fetching := _FETCHING.get()) is not None:
+            await self._check_fetched(fetching, response)
+        elif call is not None and not call.listening:
             self._note_success(call)
             outcome = await self._settle_plain(call, response)
             answers.write_cost(response, outcome.charged)
@@ -216,13 +218,18 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         return inbound.prepared(call, data)
 
     async def _admit_fetch(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> dict[str, Any]:
-        """A stored answer belongs to the user whose settled call made it."""
+        """Fetching a stored answer is free; whose it is shows when it comes."""
         sent = _INBOUND.get() or inbound.from_litellm(data)
-        caller = await identity.caller_of(auth, sent.headers, self.worker.accounts)
-        if not await self.worker.accounts.made_response(caller.user_id, str(data.get("response_id"))):
-            raise BadRequest("No such response of yours.", code="response_not_found", param="response_id")
-        _FETCHING.set(True)
+        if data.get("stream"):
+            raise BadRequest("Stored responses are fetched whole: leave out stream.", param="stream")
+        _FETCHING.set(await identity.caller_of(auth, sent.headers, self.worker.accounts))
         return data
+
+    async def _check_fetched(self, fetching: Caller, response: Any) -> None:
+        """A stored answer goes to the user whose settled call made it, and to nobody else."""
+        response_id = answers.stored_id(response)
+        if response_id is None or not await self.worker.accounts.made_response(fetching.user_id, response_id):
+            raise Refused(NotFound("No such response of yours.", code="response_not_found", param="response_id"))
 
     async def _end_earlier(self) -> None:
         """LiteLLM may run this hook again for a fallback model: the first hold must not stay behind."""
@@ -231,7 +238,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             await self._settlement.release(earlier, 429, "rate_limited")
 
     async def _settle_plain(self, call: Call, response: Any, cached: bool = False) -> Any:
-        call.response_id = answers.get(response, "id")
+        call.response_id = answers.stored_id(response)
         usage = answers.usage_of(response)
         tier = answers.get(response, "service_tier")
         if cached or _is_cache_hit(response):
@@ -276,15 +283,6 @@ def _begin_attempt(call: Call, candidate: Candidate) -> None:
 
 def _deployment_id(deployment: Mapping[str, Any]) -> str | None:
     return (deployment.get("model_info") or {}).get("id")
-
-
-def _is_health_check(kwargs: Mapping[str, Any]) -> bool:
-    """LiteLLM's own probes (litellm/litellm_core_utils/health_check_helpers.py) carry no client's request."""
-    for name in ("metadata", "litellm_metadata"):
-        metadata = kwargs.get(name) or {}
-        if "litellm-internal-health-check" in (metadata.get("tags") or ()):
-            return True
-    return kwargs.get("proxy_server_request") is None
 
 
 def _refuse_unheld() -> NoReturn:

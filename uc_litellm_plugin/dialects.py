@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .answers import COUNTS, Usage, get, plain, usage_of, write_cost
+from .answers import COUNTS, Usage, get, plain, stored_id, usage_of, write_cost
 from .demand import spoken
 from .routes import Dialect
 
@@ -48,6 +48,10 @@ class Stream(ABC):
     def rest(self) -> Iterable[Any]:
         """What waited for more when the stream ended."""
         return ()
+
+    def broke_off(self) -> bool:
+        """Whether a stream that ended should have gone on."""
+        return self.failed
 
     @abstractmethod
     def read(self, event: Any) -> bool:
@@ -102,7 +106,7 @@ class ResponsesStream(Stream):
 
     def read(self, event: Any) -> bool:
         if (answer := get(event, "response")) is not None:
-            self.response_id = get(answer, "id") or self.response_id
+            self.response_id = stored_id(answer) or self.response_id
             self.service_tier = get(answer, "service_tier") or self.service_tier
             self.failed = _name(event) == "response.failed"
             if (usage := usage_of(answer)) is not None:
@@ -121,6 +125,7 @@ class MessagesStream(Stream):
     def __init__(self) -> None:
         super().__init__()
         self._cut = b""
+        self._stopped = False
 
     def split(self, chunk: Any) -> Iterator[Any]:
         if not isinstance(chunk, bytes | str):
@@ -134,6 +139,10 @@ class MessagesStream(Stream):
     def rest(self) -> Iterable[Any]:
         return (self._cut,) if self._cut else ()
 
+    def broke_off(self) -> bool:
+        # LiteLLM's translation of other dialects just ends when its source breaks.
+        return self.failed or not (self._stopped or self.complete)
+
     def read(self, event: Any) -> bool:
         data = _frame_data(event)
         kind = data.get("type")
@@ -144,6 +153,8 @@ class MessagesStream(Stream):
         elif kind == "message_delta":
             self._merge(data.get("usage"))
             self.complete = self.usage is not None
+        elif kind == "message_stop":
+            self._stopped = True
         elif kind == "error":
             self.failed = True
         elif kind == "content_block_delta":

@@ -25,6 +25,7 @@ _ANTHROPIC_TYPES = {
     401: "authentication_error",
     402: "billing_error",
     403: "permission_error",
+    404: "not_found_error",
     503: "overloaded_error",
 }
 
@@ -156,6 +157,14 @@ class Forbidden(Refusal):
     status = 403
     type = "permission_error"
     default_code = "forbidden"
+
+
+class NotFound(Refusal):
+    """404: there is no such thing, or it is not the caller's."""
+
+    status = 404
+    type = "not_found_error"
+    default_code = "not_found"
 
 
 class Unexpected(Refusal):

@@ -45,12 +45,16 @@ async def read(request: Request, path: str) -> Inbound:
 
 def from_litellm(data: Mapping[str, Any]) -> Inbound:
     """The request as LiteLLM has it after its own authentication, without what LiteLLM added."""
-    body = {key: value for key, value in data.items() if key not in _LITELLMS_OWN and key not in _STEERING}
+    body = {key: value for key, value in data.items() if not _is_litellms(key)}
     metadata = data.get("metadata")
     if isinstance(metadata, dict):
         body["metadata"] = {key: value for key, value in metadata.items() if not key.startswith("user_api_key")}
     headers = (data.get("proxy_server_request") or {}).get("headers") or {}
     return Inbound(body, {name.lower(): value for name, value in headers.items()})
+
+
+def _is_litellms(key: str) -> bool:
+    return key in _LITELLMS_OWN or key in _STEERING or key.startswith(("_", "litellm_"))
 
 
 def prepared(call: Call, data: dict[str, Any]) -> dict[str, Any]:
@@ -75,3 +79,12 @@ def capped(call: Call, candidate: Candidate, kwargs: dict[str, Any]) -> dict[str
     cap = call.output_cap(candidate)
     present = [field for field in CAP_FIELDS if kwargs.get(field) is not None]
     return {**kwargs, **{field: min(cap, kwargs[field]) for field in present}}
+
+
+def is_health_check(kwargs: Mapping[str, Any]) -> bool:
+    """LiteLLM's own probes (litellm/litellm_core_utils/health_check_helpers.py) carry no client's request."""
+    for name in ("metadata", "litellm_metadata"):
+        metadata = kwargs.get(name) or {}
+        if "litellm-internal-health-check" in (metadata.get("tags") or ()):
+            return True
+    return kwargs.get("proxy_server_request") is None

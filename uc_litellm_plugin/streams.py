@@ -100,9 +100,9 @@ async def _finish(call: Call, stream: Stream, response: Any, settlement: Settlem
     stream.complete = stream.complete or (stream.usage is not None and call.endpoint.dialect == "openai")
     if call.ending is not None:
         await asyncio.shield(call.ending)
-    elif stream.failed and not stream.text:
+    elif stream.broke_off() and not stream.text:
         await settlement.release(call, 502, "provider_stream_broken")
-    elif stream.failed:
+    elif stream.broke_off():
         await _cut(call, stream, settlement, tokenizer, 502, "provider_stream_broken")
     else:
         await settlement.charge(call, _answer(call, stream, response, tokenizer))

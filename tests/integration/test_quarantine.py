@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.ledgers import AWAY, USER, Counted, balance, charge, held, is_sound, quarantined
+from uc_litellm_plugin import requests
 from uc_litellm_plugin.errors import DatabaseError
 from uc_litellm_plugin.ledger import Ledger
 from uc_litellm_plugin.outbox import Outbox
@@ -112,3 +113,13 @@ async def test_the_quarantine_survives_a_lost_answer(
     except DatabaseError:
         await ledger.flush()
     assert await balance(database) == ("999.5", "0")
+
+
+async def test_a_cleaned_name_poisons_nothing(ledger: Ledger, database: Counted) -> None:
+    """Of all characters there are, PostgreSQL takes every one that is left in a client's own names."""
+    every = "".join(map(chr, range(0x110000)))
+    cleaned = [requests.clean(every[start : start + 255], 255) for start in range(0, len(every), 255)]
+    names = [name for name in cleaned if name]
+    assert await database.fetchval("SELECT $1::text[]", names) == names
+    await ledger.settle(charge(await held(ledger), metadata={"names": names[:1000]}, session_id=names[5]))
+    assert await quarantined(database) == []
