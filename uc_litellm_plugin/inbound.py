@@ -67,6 +67,9 @@ def prepared(call: Call, data: dict[str, Any]) -> dict[str, Any]:
             data[field] = call.cap
     if call.streamed and call.endpoint in (routes.CHAT, routes.COMPLETIONS):
         data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
+        # Where a provider takes no such option, LiteLLM's stream reads it from here (streaming_handler.py).
+        if (logging_obj := data.get("litellm_logging_obj")) is not None:
+            logging_obj.stream_options = data["stream_options"]
     if litellm.cache is not None:
         data["cache"] = {**(data.get("cache") or {}), "namespace": call.caller.user_id}
     return data

@@ -97,7 +97,11 @@ async def _pass(
 async def _finish(call: Call, stream: Stream, response: Any, settlement: Settlement, tokenizer: Tokenizer) -> None:
     """The stream ended without a complete usage: what was delivered is counted."""
     call.response_id = stream.response_id
-    stream.complete = stream.complete or (stream.usage is not None and call.endpoint.dialect == "openai")
+    if call.endpoint.dialect == "openai" and not stream.complete:
+        # Where no usage came with the stream's end, the last one that the provider sent is its word.
+        reported = [usage for chunk in _collected(response) if (usage := answers.usage_of(chunk)) is not None]
+        stream.usage = reported[-1] if reported else stream.usage
+        stream.complete = stream.usage is not None
     if call.ending is not None:
         await asyncio.shield(call.ending)
     elif stream.broke_off() and not stream.text:
