@@ -12,7 +12,7 @@ from . import demand, plan, requests
 from .accounts import Accounts
 from .call import Call, Caller, Names
 from .demand import Demand, Tokenizer
-from .errors import BadRequest, DatabaseError, Forbidden, InsufficientCredits, LedgerUnavailable
+from .errors import BadRequest, Forbidden, InsufficientCredits, LedgerUnavailable
 from .ledger import Held, Ledger
 from .plan import Candidate, Plan
 from .power import PowerLevel
@@ -68,6 +68,8 @@ class Admission:
         ------
         Refusal
             400, 402, 403 or 503; nothing is held.
+        DatabaseError
+            The power level cannot be read.
         """
         requests.check_body(endpoint, inbound.body, self._settings.requests.extra_fields)
         wish = demand.measure(endpoint, inbound.body)
@@ -88,10 +90,7 @@ class Admission:
         return call
 
     async def _level(self, caller: Caller) -> PowerLevel:
-        try:
-            level = await self._accounts.level(caller.power_level)
-        except DatabaseError as error:
-            raise LedgerUnavailable("Power levels cannot be read at the moment; please try again shortly.") from error
+        level = await self._accounts.level(caller.power_level)
         if level is None:
             raise Forbidden(
                 f"Power level '{caller.power_level}' is not active; ask the operator.", code="power_level_inactive"

@@ -49,6 +49,12 @@ def stored_id(answer: Any) -> str | None:
     return inner.rpartition("response_id:")[2] if "response_id:" in inner else given
 
 
+def is_cached(response: Any) -> bool:
+    """Whether LiteLLM answered from its response cache."""
+    hidden = getattr(response, "_hidden_params", None)
+    return isinstance(hidden, dict) and hidden.get("cache_hit") is True
+
+
 def text_of(answer: Any) -> str:
     """All that an answer delivered, as text to be counted."""
     data = plain(answer)

@@ -20,7 +20,7 @@ from .admission import Admission
 from .call import CURRENT, Answer, Attempt, Call, Caller
 from .catalog import Catalog
 from .demand import count, input_estimate
-from .errors import BadRequest, NotFound, Refusal, Unexpected, kind_of, status_of
+from .errors import BadRequest, DatabaseError, LedgerUnavailable, NotFound, Refusal, Unexpected, kind_of, status_of
 from .plan import Candidate
 from .requests import Inbound
 from .settlement import Settlement
@@ -28,7 +28,8 @@ from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
-_INBOUND: ContextVar[Inbound | None] = ContextVar("uc_inbound", default=None)
+# Set by our authentication and seen by the hooks of the same request; not set where LiteLLM authenticates itself.
+_IDENTIFIED: ContextVar[identity.Identified | None] = ContextVar("uc_identified", default=None)
 # A request that may go to a provider without a hold, since it costs nothing.
 _FETCHING: ContextVar[Caller | None] = ContextVar("uc_fetching", default=None)
 
@@ -75,11 +76,13 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         """LiteLLM's `custom_auth`; keeps the body as the client sent it for the pre-call hook."""
         try:
             await self.worker.ready()
-            auth = await identity.authenticate(request, api_key, self.worker.accounts, self.worker.settings)
-            _INBOUND.set(await inbound.read(request, identity.path_of(request)))
+            identified = await identity.authenticate(request, api_key, self.worker.accounts, self.worker.settings)
         except Refusal as refusal:
             raise Refused(refusal) from None
-        return auth
+        except DatabaseError as error:
+            raise Refused(_unreachable(error)) from None
+        _IDENTIFIED.set(identified)
+        return identified.auth
 
     async def async_pre_call_hook(
         self, user_api_key_dict: UserAPIKeyAuth, cache: Any, data: dict[str, Any], call_type: str
@@ -89,6 +92,8 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             return await self._admit(user_api_key_dict, data, call_type)
         except Refusal as refusal:
             raise Refused(refusal, call_type) from None
+        except DatabaseError as error:
+            raise Refused(_unreachable(error), call_type) from None
         except Exception as error:
             # LiteLLM would show the text of an unknown exception to the client.
             logger.exception("a call could not be admitted")
@@ -208,8 +213,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if call_type == routes.FETCH_RESPONSE:
             return await self._admit_fetch(auth, data)
         endpoint = routes.billed_call(call_type)
-        sent = _INBOUND.get() or inbound.from_litellm(data)
-        caller = await identity.caller_of(auth, sent.headers, self.worker.accounts)
+        sent, caller = await self._identify(auth, data)
         self._provider_names = await self.worker.accounts.provider_names()
         await self._end_earlier()
         call = await self._admission.admit(endpoint, sent, caller, str(data.get("model")))
@@ -217,12 +221,19 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         CURRENT.set(call)
         return inbound.prepared(call, data)
 
+    async def _identify(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> tuple[Inbound, Caller]:
+        """What was sent and who pays, by our own authentication or by LiteLLM's."""
+        if (identified := _IDENTIFIED.get()) is not None:
+            return identified.inbound, identity.payer_of(identified)
+        sent = inbound.from_litellm(data)
+        return sent, await identity.caller_of_litellms(auth, sent.headers, self.worker.accounts)
+
     async def _admit_fetch(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> dict[str, Any]:
         """Fetching a stored answer is free; whose it is shows when it comes."""
-        sent = _INBOUND.get() or inbound.from_litellm(data)
         if data.get("stream"):
             raise BadRequest("Stored responses are fetched whole: leave out stream.", param="stream")
-        _FETCHING.set(await identity.caller_of(auth, sent.headers, self.worker.accounts))
+        _, caller = await self._identify(auth, data)
+        _FETCHING.set(caller)
         return data
 
     async def _check_fetched(self, fetching: Caller, response: Any) -> None:
@@ -241,7 +252,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         call.response_id = answers.stored_id(response)
         usage = answers.usage_of(response)
         tier = answers.get(response, "service_tier")
-        if cached or _is_cache_hit(response):
+        if cached or answers.is_cached(response):
             return await self._settlement.charge(call, Answer(usage or {}, "cache"))
         if usage is None:
             wrote = count(answers.text_of(response), self._tokenizer)
@@ -274,6 +285,11 @@ def _start_soon(worker: Worker) -> asyncio.Task[None] | None:
     return loop.create_task(boot())
 
 
+def _unreachable(error: DatabaseError) -> LedgerUnavailable:
+    logger.error("refused, since the database cannot be asked: %s", error, extra={"action": "database_unavailable"})
+    return LedgerUnavailable("The credit ledger cannot be reached; please try again shortly.")
+
+
 def _begin_attempt(call: Call, candidate: Candidate) -> None:
     """A bridged call comes here twice for one attempt: once in the client's dialect, once in the provider's."""
     latest = call.attempt
@@ -287,8 +303,3 @@ def _deployment_id(deployment: Mapping[str, Any]) -> str | None:
 
 def _refuse_unheld() -> NoReturn:
     raise HTTPException(400, "This kind of call is not offered here: nothing was held for it.")
-
-
-def _is_cache_hit(response: Any) -> bool:
-    hidden = getattr(response, "_hidden_params", None)
-    return isinstance(hidden, dict) and hidden.get("cache_hit") is True

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from fastapi import Request
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth, hash_token
 
-from . import routes
+from . import inbound, routes
 from .accounts import Account, Accounts, ApiKey
 from .call import Caller
-from .errors import DatabaseError, Forbidden, LedgerUnavailable, Unauthorized
+from .errors import Forbidden, Unauthorized
+from .requests import Inbound
 from .settings import Settings
 
 PAYER_HEADER = "x-uc-user-id"
-# Under this name our caller travels in `UserAPIKeyAuth.metadata`; clients cannot write there.
-_OURS = "uc"
-_CALLERS_OWN = ("user",)
 
 
-async def authenticate(request: Request, api_key: str | None, accounts: Accounts, settings: Settings) -> UserAPIKeyAuth:
-    """Turn a request's key into LiteLLM's idea of a caller.
+@dataclass(frozen=True)
+class Identified:
+    """A request that we authenticated.
+
+    Attributes
+    ----------
+    auth
+        LiteLLM's idea of the caller.
+    caller
+        Ours; None for an administrator who names no payer. It travels beside `auth`, in which keys of LiteLLM's own
+        could carry whatever their maker wrote.
+    inbound
+        What was sent.
+    """
+
+    auth: UserAPIKeyAuth
+    caller: Caller | None
+    inbound: Inbound
+
+
+async def authenticate(request: Request, api_key: str | None, accounts: Accounts, settings: Settings) -> Identified:
+    """Find out whose key this is, whether it may pass, and who pays.
 
     Parameters
     ----------
@@ -35,70 +53,64 @@ async def authenticate(request: Request, api_key: str | None, accounts: Accounts
     Raises
     ------
     Refusal
-        401 for an unknown key, 400 or 403 for a route that is not open, 403 where the payer is missing,
-        503 when PostgreSQL cannot say who it is.
+        401 for an unknown key, 400 or 403 for a route that is not open, 403 where the payer is missing.
+    DatabaseError
+        PostgreSQL cannot say who it is.
     """
     if not api_key or len(api_key) > 512:
         raise Unauthorized("No API key: send it as 'Authorization: Bearer …' or 'x-api-key: …'.")
-    if _is_master(api_key):
-        return await _administrator(request, accounts, settings, role="admin", key=None)
-    try:
-        key = await accounts.api_key(api_key)
-    except DatabaseError as error:
-        raise LedgerUnavailable("API keys cannot be checked at the moment; please try again shortly.") from error
+    key = None if _is_master(api_key) else await _our_key(api_key, accounts)
+    role = key.role if key else "admin"
+    if role != "admin":
+        routes.check(request.method, path_of(request))
+    account = key.account if key and role == "user" else await _named_payer(request, accounts)
+    caller = _as_caller(account, role, key) if account else None
+    return Identified(_auth(api_key, caller, settings, role), caller, await inbound.read(request, path_of(request)))
+
+
+async def _our_key(api_key: str, accounts: Accounts) -> ApiKey:
+    key = await accounts.api_key(api_key)
     if key is None or not key.is_valid():
         raise Unauthorized("This API key is not known, revoked or expired.")
-    if key.role in _CALLERS_OWN:
-        routes.check(request.method, path_of(request))
-        return _auth(api_key, key.account, settings, key)
-    return await _administrator(request, accounts, settings, role=key.role, key=key, api_key=api_key)
+    return key
 
 
-async def caller_of(auth: UserAPIKeyAuth, headers: Mapping[str, str], accounts: Accounts) -> Caller:
-    """The payer of an authenticated request.
+async def _named_payer(request: Request, accounts: Accounts) -> Account | None:
+    """Whom a master, admin or service key names; such keys pay for nothing themselves."""
+    if routes.kind(request.method, path_of(request)) != "billed" and PAYER_HEADER not in request.headers:
+        return None
+    return await _payer(request.headers, accounts)
 
-    Without our `custom_auth`, LiteLLM's own keys count by their `user_id`.
+
+async def caller_of_litellms(auth: UserAPIKeyAuth, headers: Mapping[str, str], accounts: Accounts) -> Caller:
+    """The payer of a request that LiteLLM authenticated itself: its keys count by their `user_id`.
 
     Raises
     ------
     Refusal
         401 without a user id, 403 for an administrator who names no payer and for a user without an account.
     """
-    ours = (auth.metadata or {}).get(_OURS)
-    if auth.authenticated_by_custom_auth and isinstance(ours, dict):
-        if ours["user_id"] is None:
-            raise _no_payer()
-        return Caller(**ours)
     if auth.user_role in (LitellmUserRoles.PROXY_ADMIN, LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY):
-        return _as_caller(await _payer(headers, accounts), "admin")
+        return _as_caller(await _payer(headers, accounts), "admin", None)
     if not auth.user_id:
         raise Unauthorized("This key belongs to no user, so nobody can pay: make it with a user_id.")
     account = await accounts.account(auth.user_id)
     if account is None:
         raise _no_account(auth.user_id)
-    return _as_caller(account, "user")
+    return _as_caller(account, "user", None)
 
 
-async def _administrator(
-    request: Request,
-    accounts: Accounts,
-    settings: Settings,
-    *,
-    role: str,
-    key: ApiKey | None,
-    api_key: str | None = None,
-) -> UserAPIKeyAuth:
-    """Master, admin and service keys: they pay for nothing themselves."""
-    kind = routes.kind(request.method, path_of(request))
-    if role == "service":
-        routes.check(request.method, path_of(request))
-    account = None
-    if kind == "billed" or PAYER_HEADER in request.headers:
-        try:
-            account = await _payer(request.headers, accounts)
-        except DatabaseError as error:
-            raise LedgerUnavailable("Accounts cannot be read at the moment; please try again shortly.") from error
-    return _auth(api_key or "uc-master", account, settings, key, role=role)
+def payer_of(identified: Identified) -> Caller:
+    """The payer of a request that we authenticated.
+
+    Raises
+    ------
+    Forbidden
+        An administrator's key named nobody.
+    """
+    if identified.caller is None:
+        raise _no_payer()
+    return identified.caller
 
 
 async def _payer(headers: Mapping[str, str], accounts: Accounts) -> Account:
@@ -111,36 +123,31 @@ async def _payer(headers: Mapping[str, str], accounts: Accounts) -> Account:
     return account
 
 
-def _auth(
-    api_key: str, account: Account | None, settings: Settings, key: ApiKey | None, role: str = "user"
-) -> UserAPIKeyAuth:
-    tier = settings.tier(account.tier) if account else None
+def _auth(api_key: str, caller: Caller | None, settings: Settings, role: str) -> UserAPIKeyAuth:
+    tier = settings.tier(caller.tier) if caller else None
+    payer = caller.user_id if caller else None
     return UserAPIKeyAuth(
         api_key=hash_token(api_key),
-        user_id=account.user_id if account else f"uc-{role}",
+        user_id=payer or f"uc-{role}",
         # Set by us, so that neither a body's `user` nor a header can: litellm/proxy/auth/user_api_key_auth.py.
-        end_user_id=account.user_id if account else None,
+        end_user_id=payer,
         user_role=LitellmUserRoles.PROXY_ADMIN if role == "admin" else LitellmUserRoles.INTERNAL_USER,
-        key_alias=key.name if key else None,
+        key_alias=caller.api_key_name if caller else None,
         user_rpm_limit=tier.rpm_limit if tier else None,
         user_tpm_limit=tier.tpm_limit if tier else None,
-        metadata={_OURS: _as_metadata(account, key, role)},
+        metadata={"uc": asdict(caller)} if caller else {},
     )
 
 
-def _as_metadata(account: Account | None, key: ApiKey | None, role: str) -> dict[str, Any]:
-    return {
-        "user_id": account.user_id if account else None,
-        "tier": account.tier if account else "free",
-        "power_level": account.power_level if account else "balanced",
-        "role": role,
-        "api_key_id": key.id if key else None,
-        "api_key_name": key.name if key else None,
-    }
-
-
-def _as_caller(account: Account, role: str) -> Caller:
-    return Caller(account.user_id, account.tier, account.power_level, role)
+def _as_caller(account: Account, role: str, key: ApiKey | None) -> Caller:
+    return Caller(
+        account.user_id,
+        account.tier,
+        account.power_level,
+        role,
+        api_key_id=key.id if key else None,
+        api_key_name=key.name if key else None,
+    )
 
 
 def _is_master(api_key: str) -> bool:

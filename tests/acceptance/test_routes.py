@@ -165,5 +165,6 @@ def test_stored_responses_belong_to_their_maker(proxy: Proxy, upstream: Upstream
         httpx.get(f"{proxy.url}/v1/responses/{made['id']}", headers=who.headers, trust_env=False, timeout=30)
         for who in (account, bank.open())
     )
-    assert (mine.status_code, theirs.status_code) == (200, 400)
+    assert (mine.status_code, theirs.status_code) == (200, 403)
+    assert mine.json()["output"] == made["output"]
     assert bank.balance(account).remaining == charged
