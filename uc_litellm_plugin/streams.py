@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from . import answers, dialects
+from . import answers, dialects, routes
 from .call import Answer, Call
 from .demand import Tokenizer, count, input_estimate
 from .dialects import Stream
@@ -133,19 +133,20 @@ def _reported(call: Call, response: Any) -> bool:
 
 
 def _collected(response: Any) -> list[Any]:
-    """The chunks of the provider's chat stream, through the wrappers of the other dialects."""
+    """The chunks of the provider's chat stream, through the wrappers that LiteLLM puts around it."""
     for name in ("chunks", "collected_chat_completion_chunks"):
         if isinstance(chunks := getattr(response, name, None), list):
             return chunks
-    inner = getattr(response, "completion_stream", None)
-    return _collected(inner) if inner is not None and inner is not response else []
+    inner = getattr(response, "completion_stream", None) or getattr(response, "inner", None)
+    return [] if inner is None or inner is response else _collected(inner)
 
 
 def _source(call: Call, usage: answers.Usage) -> str:
-    """LiteLLM fills in the usage of a responses stream that came without (responses/streaming_iterator.py,
-    `_estimate_usage_from_text`); it cannot be told apart but by its lack of details."""
-    made_up = call.endpoint.dialect == "responses" and not usage.get("input_tokens_details")
-    return "estimate" if made_up else "usage"
+    """Where LiteLLM fills in a usage that the provider left out and shows nothing of the provider's own, only the lack
+    of details tells (litellm/responses/streaming_iterator.py, `_estimate_usage_from_text`; text completions)."""
+    if call.endpoint not in (routes.RESPONSES, routes.COMPLETIONS):
+        return "usage"
+    return "usage" if usage.get("input_tokens_details") or usage.get("prompt_tokens_details") else "estimate"
 
 
 def _estimate(call: Call, stream: Stream, tokenizer: Tokenizer, status: int = 200, error: str | None = None) -> Answer:
