@@ -110,6 +110,12 @@ class Call:
         """The deployment of the latest attempt."""
         return self.attempts[-1].candidate if self.attempts else None
 
+    def begin(self, candidate: Candidate) -> None:
+        """Note an attempt. LiteLLM announces one twice when it translates between two providers' dialects."""
+        latest = self.attempt
+        if latest is None or latest.failed or latest.candidate.deployment != candidate.deployment:
+            self.attempts.append(Attempt(candidate))
+
     @property
     def reasons_unseen(self) -> bool:
         """Whether the model may spend output tokens that its stream does not show.

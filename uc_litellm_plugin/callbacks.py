@@ -17,11 +17,10 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 from . import answers, catalog, identity, inbound, routes, settings, streams
 from .admission import Admission
-from .call import CURRENT, Answer, Attempt, Call, Caller
+from .call import CURRENT, Answer, Call, Caller
 from .catalog import Catalog
 from .demand import count, input_estimate
 from .errors import BadRequest, DatabaseError, LedgerUnavailable, NotFound, Refusal, Unexpected, kind_of, status_of
-from .plan import Candidate
 from .requests import Inbound
 from .settlement import Settlement
 from .worker import Worker
@@ -121,7 +120,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         candidate = call.plan.candidate(_deployment_id(kwargs))
         if candidate is None:
             raise HTTPException(402, "This deployment is outside of what was held for the call.")
-        _begin_attempt(call, candidate)
+        call.begin(candidate)
         return inbound.capped(call, candidate, kwargs)
 
     async def async_post_call_failure_deployment_hook(
@@ -288,13 +287,6 @@ def _start_soon(worker: Worker) -> asyncio.Task[None] | None:
 def _unreachable(error: DatabaseError) -> LedgerUnavailable:
     logger.error("refused, since the database cannot be asked: %s", error, extra={"action": "database_unavailable"})
     return LedgerUnavailable("The credit ledger cannot be reached; please try again shortly.")
-
-
-def _begin_attempt(call: Call, candidate: Candidate) -> None:
-    """A bridged call comes here twice for one attempt: once in the client's dialect, once in the provider's."""
-    latest = call.attempt
-    if latest is None or latest.failed or latest.candidate.deployment != candidate.deployment:
-        call.attempts.append(Attempt(candidate))
 
 
 def _deployment_id(deployment: Mapping[str, Any]) -> str | None:

@@ -11,12 +11,10 @@ import pytest
 from tests.acceptance import prices
 from tests.acceptance.asking import ask, asked
 from tests.acceptance.bank import NOTHING, Bank
+from tests.acceptance.conftest import FREE_PER_MINUTE
 from tests.acceptance.test_faults import ended, kind
 from tests.proxy import Proxy, upstream_key
 from tests.upstream import Upstream
-
-# Requests per minute of the tier `free`, by default.
-LIMIT = 60
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -62,7 +60,7 @@ def test_both_fail(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
 def test_rate_limited(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
     """Calls beyond the tier's requests per minute get a 429 and leave nothing held."""
     account = bank.open(tier="free")
-    calls = 2 * LIMIT + 5  # However they fall into two minutes, some are too many.
+    calls = 2 * FREE_PER_MINUTE + 5  # However they fall into two minutes, some are too many.
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(lambda _: ask(proxy, account, "chat").status_code, range(calls)))
     assert set(statuses) == {200, 429}
