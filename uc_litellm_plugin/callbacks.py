@@ -49,6 +49,8 @@ class Refused(ProxyException):  # type: ignore[misc]  # LiteLLM's class has no t
             code=refusal.status,
             headers=dict(refusal.headers),
         )
+        # Older releases take the status from here on some routes (1.100: /v1/completions).
+        self.status_code = refusal.status
         self._error = refusal.error()
 
     def to_dict(self) -> dict[str, Any]:
