@@ -463,6 +463,84 @@ BEGIN
 END
 $$;
 
+-- hold_credits() for a call with an idempotency key: one call, and one charge, per account, key and body while the key
+-- is remembered. A key whose call is under way or was charged is refused (idempotency_in_progress, idempotency_finished,
+-- or idempotency_reused for another body), and earlier_hold_id names that call; one whose call was released is free again.
+-- A lapsed hold counts as finished: its settlement may still come.
+CREATE OR REPLACE FUNCTION hold_credits_once(
+    p_idempotency_key text,
+    p_body_hash text,
+    p_remember interval,
+    p_hold_id uuid,
+    p_user_id text,
+    p_amount numeric,
+    p_min_amount numeric,
+    p_ttl interval,
+    p_power_level text DEFAULT NULL,
+    p_metadata jsonb DEFAULT '{}'
+) RETURNS TABLE (
+    success boolean, error text, duplicate boolean, held credits, credits_remaining credits, credits_held credits,
+    credits_available credits, credits_debt credits, credits_cap_room credits, earlier_hold_id uuid
+)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    earlier idempotency_keys;
+BEGIN
+    -- The account's lock orders calls with the same key.
+    PERFORM lock_account(p_user_id);
+    SELECT * INTO earlier FROM idempotency_keys AS k
+    WHERE k.user_id = p_user_id AND k.idempotency_key = p_idempotency_key AND k.expires_at > clock_timestamp();
+    IF earlier.hold_id <> p_hold_id THEN
+        error := idempotency_refusal(earlier, p_body_hash);
+    END IF;
+    IF error IS NOT NULL THEN
+        success := false;
+        earlier_hold_id := earlier.hold_id;
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT h.*, NULL::uuid FROM hold_credits(
+        p_hold_id, p_user_id, p_amount, p_min_amount, p_ttl, p_power_level, p_metadata
+    ) AS h;
+    INSERT INTO idempotency_keys AS k (user_id, idempotency_key, body_hash, hold_id, expires_at)
+    SELECT p_user_id, p_idempotency_key, p_body_hash, p_hold_id, clock_timestamp() + p_remember
+    WHERE EXISTS (SELECT FROM credit_holds AS h WHERE h.hold_id = p_hold_id)
+    ON CONFLICT ON CONSTRAINT idempotency_keys_pkey DO UPDATE SET
+        body_hash = excluded.body_hash, hold_id = excluded.hold_id, expires_at = excluded.expires_at
+    WHERE k.hold_id <> excluded.hold_id;
+END
+$$;
+
+-- Why a remembered key cannot be used for another call, or null where the earlier call came to nothing.
+CREATE OR REPLACE FUNCTION idempotency_refusal(p_earlier idempotency_keys, p_body_hash text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    RETURN CASE
+        WHEN p_earlier.body_hash <> p_body_hash THEN 'idempotency_reused'
+        WHEN EXISTS (SELECT FROM credit_holds AS h WHERE h.hold_id = p_earlier.hold_id) THEN 'idempotency_in_progress'
+        WHEN EXISTS (
+            SELECT FROM credit_transactions AS t WHERE t.hold_id = p_earlier.hold_id AND t.transaction_type IN ('debit', 'expire')
+        ) THEN 'idempotency_finished'
+    END;
+END
+$$;
+
+-- Forgets keys past their time, as many as p_limit, and returns how many.
+CREATE OR REPLACE FUNCTION forget_idempotency_keys(p_limit integer DEFAULT 1000) RETURNS integer
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    forgotten integer;
+BEGIN
+    DELETE FROM idempotency_keys AS k WHERE (k.user_id, k.idempotency_key) IN (
+        SELECT o.user_id, o.idempotency_key FROM idempotency_keys AS o
+        WHERE o.expires_at < clock_timestamp() ORDER BY o.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+    );
+    GET DIAGNOSTICS forgotten = ROW_COUNT;
+    RETURN forgotten;
+END
+$$;
+
 -- Extends open leases to p_ttl from now and returns those that are still open. A lease whose hold is being ended at this
 -- moment is passed over, so that this never waits and never deadlocks.
 CREATE OR REPLACE FUNCTION extend_holds(p_hold_ids uuid[], p_ttl interval) RETURNS TABLE (hold_id uuid)

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, NoReturn
+from uuid import UUID
 
 from . import demand, plan, requests
 from .accounts import Accounts
 from .call import Call, Caller, Names
 from .demand import Demand, Tokenizer
-from .errors import BadRequest, Forbidden, InsufficientCredits, LedgerUnavailable
-from .ledger import Held, Ledger
+from .errors import BadRequest, Conflict, Forbidden, InsufficientCredits, LedgerUnavailable
+from .ledger import Held, Ledger, Once
 from .plan import Candidate, Plan
 from .power import PowerLevel
 from .pricing import Terms
@@ -86,8 +87,14 @@ class Admission:
             wants_usage=(inbound.body.get("stream_options") or {}).get("include_usage") is True,
             demand=wish,
         )
-        await self._hold(call)
+        await self._hold(call, self._once(endpoint, inbound))
         return call
+
+    def _once(self, endpoint: Endpoint, inbound: Inbound) -> Once | None:
+        key = requests.idempotency_key(inbound)
+        if key is None:
+            return None
+        return Once(key, requests.body_hash(endpoint, inbound.body), self._settings.requests.idempotency_hours)
 
     async def _level(self, caller: Caller) -> PowerLevel:
         level = await self._accounts.level(caller.power_level)
@@ -123,14 +130,16 @@ class Admission:
             unbounded_input=self._settings.holds.unbounded_input,
         )
 
-    async def _hold(self, call: Call) -> None:
+    async def _hold(self, call: Call, once: Once | None) -> None:
         try:
             amount, least = call.plan.cost(call.plan.wanted_cap), call.plan.cost(call.plan.smallest_cap)
         except ArithmeticError:
             raise BadRequest("The worst case of this call is beyond any balance: lower max_tokens.",
                              code="too_expensive", param="max_tokens") from None  # fmt: skip
         facts = {"model": call.model, "endpoint": call.endpoint.name}
-        held = await self._ledger.hold(call.id, call.caller.user_id, amount, least, call.plan.terms.power_level, facts)
+        held = await self._ledger.hold(
+            call.id, call.caller.user_id, amount, least, call.plan.terms.power_level, facts, once
+        )
         if held.error is not None:
             _refuse(call, held, least)
         call.held, call.cap = held.amount, call.plan.cap_within(held.amount)
@@ -153,6 +162,8 @@ def _names(inbound: Inbound, caller: Caller) -> Names:
 def _refuse(call: Call, held: Held, least: Decimal) -> NoReturn:
     if held.error in ("account_suspended", "account_closed"):
         raise Forbidden("This account is not active; ask the operator.", code=held.error)
+    if held.earlier is not None:
+        raise _taken(held.error or "", held.earlier)
     if held.error == "unknown_account":
         raise Forbidden("This user has no account here; ask the operator.", code=held.error)
     if held.error == "in_debt":
@@ -172,6 +183,23 @@ def _refuse(call: Call, held: Held, least: Decimal) -> NoReturn:
         _refuse_poor(call, held, least)
     logger.error("hold %s of user %s was refused: %s", call.id, call.caller.user_id, held.error)
     raise LedgerUnavailable("The credits for this call could not be held; please try again.")
+
+
+def _taken(error: str, earlier: UUID) -> Conflict:
+    """Why an idempotency key does not get another call; the official clients retry a 409 unless told not to."""
+    if error == "idempotency_in_progress":
+        return Conflict(
+            "A call with this Idempotency-Key is under way; ask again shortly.",
+            code=error,
+            metadata={"request_id": str(earlier)},
+            headers={"retry-after": "1", "x-should-retry": "true"},
+        )
+    why = "was used for another body" if error == "idempotency_reused" else "was answered and charged already"
+    return Conflict(
+        f"This Idempotency-Key {why} (request {earlier}): use a new key for a new call.",
+        code=error,
+        metadata={"request_id": str(earlier)},
+    )
 
 
 def _refuse_poor(call: Call, held: Held, least: Decimal) -> NoReturn:

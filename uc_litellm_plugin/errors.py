@@ -167,6 +167,14 @@ class NotFound(Refusal):
     default_code = "not_found"
 
 
+class Conflict(Refusal):
+    """409: the idempotency key belongs to another call."""
+
+    status = 409
+    type = "idempotency_error"
+    default_code = "idempotency_conflict"
+
+
 class Unexpected(Refusal):
     """500: a fault of ours; the log has it, the client does not."""
 

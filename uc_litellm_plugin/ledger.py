@@ -19,6 +19,11 @@ from .outbox import Outbox, Record, Segment
 logger = logging.getLogger(__name__)
 
 _HOLD = "SELECT * FROM hold_credits($1, $2, $3, $4, make_interval(secs => $5), $6, $7)"
+_HOLD_ONCE = """
+SELECT * FROM hold_credits_once(
+    $8, $9, make_interval(hours => $10), $1, $2, $3, $4, make_interval(secs => $5), $6, $7
+)"""
+_FORGET_KEYS = "SELECT forget_idempotency_keys()"
 _SETTLE = "SELECT * FROM settle_credits($1)"
 _EXTEND = "SELECT hold_id FROM extend_holds($1, make_interval(secs => $2))"
 _EXPIRE = "SELECT hold_id, user_id, amount FROM expire_holds($1)"
@@ -26,6 +31,25 @@ _QUARANTINE = "INSERT INTO settlement_quarantine (hold_id, user_id, record, erro
 
 _LARGEST_BATCH = 100
 _STRANGE = ("conflict", "unknown_account", "invalid_amount")
+
+
+@dataclass(frozen=True)
+class Once:
+    """An idempotency key: the same account, key and body are one call.
+
+    Attributes
+    ----------
+    key
+        As the client sent it.
+    body_hash
+        SHA-256 of the endpoint and the body, in hex.
+    remember_h
+        How long it is remembered. Hours.
+    """
+
+    key: str
+    body_hash: str
+    remember_h: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +66,8 @@ class Held:
         The account after it; None for an unknown account.
     cap_room
         What the monthly cap left before it, None without a cap.
+    earlier
+        The call that has the idempotency key, None where that is not why.
     """
 
     error: str | None
@@ -51,6 +77,7 @@ class Held:
     available: Decimal | None
     debt: Decimal | None
     cap_room: Decimal | None
+    earlier: UUID | None = None
 
 
 class Ledger:
@@ -79,9 +106,16 @@ class Ledger:
         self._outbox_fault: str | None = None
 
     async def hold(
-        self, hold_id: UUID, user_id: str, amount: Decimal, least: Decimal, power_level: str, facts: dict[str, Any]
+        self,
+        hold_id: UUID,
+        user_id: str,
+        amount: Decimal,
+        least: Decimal,
+        power_level: str,
+        facts: dict[str, Any],
+        once: Once | None = None,
     ) -> Held:
-        """Hold `amount` credits, or what is available if that is at least `least`.
+        """Hold `amount` credits, or what is available if that is at least `least`; with `once`, for one call per key.
 
         Raises
         ------
@@ -91,9 +125,9 @@ class Ledger:
         if self._stranded or self._outbox_fault:
             raise LedgerUnavailable("Settlements cannot be written down at the moment; please try again shortly.")
         try:
-            row = await self._database.fetchrow(
-                _HOLD, hold_id, user_id, amount, least, self._lease_s, power_level, facts, idempotent=True
-            )
+            held = (hold_id, user_id, amount, least, self._lease_s, power_level, facts)
+            key = (once.key, once.body_hash, once.remember_h) if once else ()
+            row = await self._database.fetchrow(_HOLD_ONCE if once else _HOLD, *held, *key, idempotent=True)
         except DatabaseError as error:
             logger.error("no hold for user %s: %s", user_id, error, extra={"action": "hold_failed"})
             raise LedgerUnavailable("The credit ledger cannot be reached; please try again shortly.") from error
@@ -117,10 +151,11 @@ class Ledger:
         return {row["hold_id"] for row in rows}
 
     async def expire(self) -> int:
-        """Free lapsed holds, by the database's clock; returns how many."""
+        """Free lapsed holds and forget lapsed keys, by the database's clock; returns how many holds."""
         rows = await self._database.fetch(_EXPIRE, _LARGEST_BATCH, idempotent=True)
         for row in rows:
             logger.warning("hold %s of user %s lapsed: %s credits freed", *row, extra={"action": "hold_expired"})
+        await self._database.execute(_FORGET_KEYS, idempotent=True)
         return len(rows)
 
     async def check_outbox(self) -> None:
@@ -259,4 +294,5 @@ def _held(row: Row) -> Held:
         available=row["credits_available"],
         debt=row["credits_debt"],
         cap_room=row["credits_cap_room"],
+        earlier=row.get("earlier_hold_id"),
     )

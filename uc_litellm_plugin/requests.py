@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import unicodedata
 from collections.abc import Mapping
@@ -192,6 +194,28 @@ def _check_prompt(endpoint: Endpoint, body: Body) -> None:
 
 def _wrong(field: str, wanted: str) -> BadRequest:
     return BadRequest(f"'{field}' must be {wanted}.", code="invalid_value", param=field)
+
+
+def idempotency_key(inbound: Inbound) -> str | None:
+    """The client's `Idempotency-Key`, None without one.
+
+    Raises
+    ------
+    BadRequest
+        It is empty, too long, or holds other than printable ASCII.
+    """
+    key = inbound.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= 255 or not (key.isascii() and key.isprintable()):
+        raise BadRequest("Idempotency-Key must be 1 to 255 printable ASCII characters.", code="invalid_idempotency_key")
+    return key
+
+
+def body_hash(endpoint: Endpoint, body: Body) -> str:
+    """What a retry must have in common with its first try: SHA-256 of the endpoint and the body, in hex."""
+    written = json.dumps([endpoint.name, body], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def whole_number(body: Body, field: str, most: int) -> int | None:

@@ -89,6 +89,7 @@ class RequestSettings(_Section):
     """`requests`: what bodies may carry."""
 
     extra_fields: frozenset[str] = frozenset()
+    idempotency_hours: int = Field(24, ge=1, le=8_760)
 
 
 class UsageSettings(_Section):
@@ -122,7 +123,7 @@ class Settings(_Section):
     holds: HoldSettings = HoldSettings()  # type: ignore[call-arg]
     outbox: OutboxSettings = OutboxSettings()  # type: ignore[call-arg]
     tiers: dict[Tier, TierSettings] = Field(default_factory=dict)
-    requests: RequestSettings = RequestSettings()
+    requests: RequestSettings = RequestSettings()  # type: ignore[call-arg]
     usage: UsageSettings = UsageSettings()
 
     def tier(self, name: str) -> TierSettings:

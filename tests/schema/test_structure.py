@@ -35,6 +35,7 @@ TABLES = {
     "providers": "name display_name litellm_names key_pattern models_url created_at",
     "user_api_keys": "id user_id key_hash key_hint name role is_active expires_at last_used created_at",
     "credit_holds": "hold_id user_id amount expires_at power_level created_at",
+    "idempotency_keys": "user_id idempotency_key body_hash hold_id expires_at created_at",
     "settlement_quarantine": "id hold_id user_id record error created_at resolved_at",
     "llm_usage_summary": """user_id provider model power_level date request_count success_count error_count
         total_prompt_tokens total_completion_tokens total_tokens avg_tokens_per_request total_cost
