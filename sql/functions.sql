@@ -968,6 +968,38 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     UNION ALL SELECT * FROM audit_usage()
 $$;
 
+-- Reconciliation -----------------------------------------------------------------------------------------------------
+
+-- Where the usage log and the ledger tell different stories of a call, of those charged or logged in a period (null: open
+-- end). One snapshot; no row when all agrees. The audit proves the same for all time, this says what to look at.
+CREATE OR REPLACE FUNCTION reconcile_calls(p_since timestamptz DEFAULT NULL, p_until timestamptz DEFAULT NULL)
+RETURNS TABLE (finding text, user_id text, hold_id uuid, charged credits, usage_cost credits, created_at timestamptz)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    WITH pairs AS (
+        SELECT t.user_id AS payer, u.user_id AS caller, t.hold_id, t.debt_delta - t.amount AS charged, u.cost_credits, t.created_at
+        FROM credit_transactions AS t LEFT JOIN llm_usage_log AS u ON u.request_id = t.hold_id::text
+        WHERE t.transaction_type = 'debit' AND t.hold_id IS NOT NULL
+            AND t.created_at >= coalesce(p_since, '-infinity') AND t.created_at < coalesce(p_until, 'infinity')
+        UNION
+        SELECT t.user_id, u.user_id, u.hold_id, t.debt_delta - t.amount, u.cost_credits, coalesce(t.created_at, u.created_at)
+        FROM llm_usage_log AS u
+        LEFT JOIN credit_transactions AS t ON t.hold_id = u.hold_id AND t.transaction_type = 'debit'
+        WHERE u.hold_id IS NOT NULL
+            AND u.created_at >= coalesce(p_since, '-infinity') AND u.created_at < coalesce(p_until, 'infinity')
+    )
+    SELECT CASE
+            WHEN p.caller IS NULL THEN 'charge_without_usage'
+            WHEN p.payer IS NULL THEN 'usage_without_charge'
+            WHEN p.payer <> p.caller THEN 'accounts_differ'
+            ELSE 'amounts_differ'
+        END, coalesce(p.payer, p.caller), p.hold_id, p.charged, p.cost_credits, p.created_at
+    FROM pairs AS p
+    -- A call that was released has a usage row that costs nothing, and no charge.
+    WHERE p.payer IS DISTINCT FROM p.caller AND NOT (p.payer IS NULL AND p.cost_credits = 0)
+        OR p.charged <> p.cost_credits
+    ORDER BY p.created_at, p.hold_id
+$$;
+
 -- Summary ------------------------------------------------------------------------------------------------------------
 
 -- Brings llm_usage_summary up to date: returns 'refreshed', or 'skipped' while another session is at it. Readers go on

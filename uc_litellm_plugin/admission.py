@@ -14,7 +14,8 @@ from .accounts import Accounts
 from .call import Call, Caller, Names
 from .demand import Demand, Tokenizer
 from .errors import BadRequest, Conflict, Forbidden, InsufficientCredits, LedgerUnavailable
-from .ledger import Held, Ledger, Once
+from .holds import Held, Once
+from .ledger import Ledger
 from .plan import Candidate, Plan
 from .power import PowerLevel
 from .pricing import Terms

@@ -6,14 +6,15 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from . import metrics
 from .call import Outcome
-from .database import Database, Row
+from .database import Database
 from .errors import DatabaseError, DatabaseUnavailable, LedgerUnavailable
+from .holds import Held, Once
 from .outbox import Outbox, Record, Segment
 
 logger = logging.getLogger(__name__)
@@ -31,53 +32,6 @@ _QUARANTINE = "INSERT INTO settlement_quarantine (hold_id, user_id, record, erro
 
 _LARGEST_BATCH = 100
 _STRANGE = ("conflict", "unknown_account", "invalid_amount")
-
-
-@dataclass(frozen=True)
-class Once:
-    """An idempotency key: the same account, key and body are one call.
-
-    Attributes
-    ----------
-    key
-        As the client sent it.
-    body_hash
-        SHA-256 of the endpoint and the body, in hex.
-    remember_h
-        How long it is remembered. Hours.
-    """
-
-    key: str
-    body_hash: str
-    remember_h: int
-
-
-@dataclass(frozen=True)
-class Held:
-    """The answer to a hold.
-
-    Attributes
-    ----------
-    error
-        None when the credits are held; else why not, in the words of `hold_credits`.
-    amount
-        Credits held.
-    remaining, held, available, debt
-        The account after it; None for an unknown account.
-    cap_room
-        What the monthly cap left before it, None without a cap.
-    earlier
-        The call that has the idempotency key, None where that is not why.
-    """
-
-    error: str | None
-    amount: Decimal
-    remaining: Decimal | None
-    held: Decimal | None
-    available: Decimal | None
-    debt: Decimal | None
-    cap_room: Decimal | None
-    earlier: UUID | None = None
 
 
 class Ledger:
@@ -132,7 +86,8 @@ class Ledger:
             logger.error("no hold for user %s: %s", user_id, error, extra={"action": "hold_failed"})
             raise LedgerUnavailable("The credit ledger cannot be reached; please try again shortly.") from error
         assert row is not None  # noqa: S101 - hold_credits answers with exactly one row
-        return _held(row)
+        metrics.HOLDS.labels(row["error"] or "held").inc()
+        return Held.from_row(row)
 
     async def settle(self, record: Record) -> Outcome:
         """Charge or release a hold; returns when that is in PostgreSQL, or fsynced in the outbox.
@@ -153,6 +108,7 @@ class Ledger:
     async def expire(self) -> int:
         """Free lapsed holds and forget lapsed keys, by the database's clock; returns how many holds."""
         rows = await self._database.fetch(_EXPIRE, _LARGEST_BATCH, idempotent=True)
+        metrics.EXPIRED.inc(len(rows))
         for row in rows:
             logger.warning("hold %s of user %s lapsed: %s credits freed", *row, extra={"action": "hold_expired"})
         await self._database.execute(_FORGET_KEYS, idempotent=True)
@@ -168,6 +124,8 @@ class Ledger:
             self._outbox_fault = str(error)
         else:
             self._outbox_fault = None
+            metrics.OUTBOX_BYTES.set(self._outbox.size())
+            metrics.OUTBOX_AGE.set(self._outbox.age_s())
 
     async def flush(self) -> int:
         """Settle what waits in the outbox, dead processes' segments included; returns how many records.
@@ -181,6 +139,7 @@ class Ledger:
             if self._stranded:
                 stranded, self._stranded = self._stranded, []
                 await self._settle_or_keep(stranded)
+                metrics.STRANDED.set(len(self._stranded))
             segments = await asyncio.to_thread(lambda: list(self._outbox.claim()))
             done = 0
             try:
@@ -243,6 +202,7 @@ class Ledger:
                 return [await self._settle_bare(records[0], error)]
             return [outcome for record in records for outcome in await self._settle_all([record])]
         for record, row in zip(records, rows, strict=True):
+            metrics.SETTLEMENTS.labels(row["outcome"]).inc()
             if row["outcome"] in _STRANGE:
                 await self._quarantine(record, row["outcome"])
         return [Outcome(row["charged"] or Decimal(0), row["credits_remaining"]) for row in rows]
@@ -265,6 +225,7 @@ class Ledger:
         logger.critical(
             "settlement of hold %s needs an operator: %s", record["hold_id"], why, extra={"action": "quarantine"}
         )
+        metrics.QUARANTINED.inc()
         # JSON as text keeps what jsonb refuses (NUL, lone surrogates), as escapes.
         written = json.dumps(record)
         try:
@@ -278,21 +239,10 @@ class Ledger:
     async def _put_aside(self, records: list[Record]) -> None:
         try:
             await asyncio.to_thread(self._outbox.append, records)
+            metrics.OUTBOXED.inc(len(records))
         except Exception as error:
             # Whatever kept them from the disk, in memory they are still safer than nowhere.
             self._stranded += records
+            metrics.STRANDED.set(len(self._stranded))
             logger.critical("the outbox cannot be written, %d settlement(s) are kept in memory and new calls are "
                             "refused: %s", len(self._stranded), error, extra={"action": "outbox_failed"})  # fmt: skip
-
-
-def _held(row: Row) -> Held:
-    return Held(
-        error=None if row["success"] else row["error"],
-        amount=row["held"] or Decimal(0),
-        remaining=row["credits_remaining"],
-        held=row["credits_held"],
-        available=row["credits_available"],
-        debt=row["credits_debt"],
-        cap_room=row["credits_cap_room"],
-        earlier=row.get("earlier_hold_id"),
-    )

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from . import answers, pricing
+from . import answers, metrics, pricing
 from .call import Answer, Call, Outcome
 from .outbox import Record
 from .plan import Candidate
@@ -52,6 +52,7 @@ class Settlement:
         usd = Decimal(0) if candidate is None or answer.source == "cache" else self._usd(call, candidate, answer)
         credits = self._credits(call, usd)
         if credits > call.held:
+            metrics.BEYOND_HOLD.inc()
             logger.warning("hold %s was %s but the call cost %s", call.id, call.held, credits,
                            extra={"action": "hold_exceeded"})  # fmt: skip
         return _record(call, "settle", credits, _answered(call, answer, usd))

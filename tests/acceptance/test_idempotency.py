@@ -16,7 +16,7 @@ from tests.upstream import Upstream
 
 def keyed(proxy: Proxy, account: Account, key: str, name: str = "chat", **fields: object) -> httpx.Response:
     """One ask with an idempotency key."""
-    path, body = request(name, **fields)
+    path, body = request(name, False, **fields)
     return post(proxy, {**account.headers, "Idempotency-Key": key}, path, body)
 
 

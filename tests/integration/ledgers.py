@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 
 from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.errors import DatabaseUnavailable
-from uc_litellm_plugin.ledger import Held, Ledger
+from uc_litellm_plugin.holds import Held
+from uc_litellm_plugin.ledger import Ledger
 from uc_litellm_plugin.outbox import Record
 from uc_litellm_plugin.settings import Settings
 
