@@ -736,7 +736,7 @@ BEGIN
     WHERE s.outcome IN ('settled', 'late_settled')
         OR (s.action = 'release' AND s.usage IS NOT NULL AND s.outcome IN ('released', 'duplicate'))
     ON CONFLICT (request_id) DO UPDATE SET
-        cost_credits = excluded.cost_credits, provider = excluded.provider, model = excluded.model,
+        user_id = excluded.user_id, cost_credits = excluded.cost_credits, provider = excluded.provider, model = excluded.model,
         model_group = excluded.model_group, power_level = excluded.power_level, prompt_tokens = excluded.prompt_tokens,
         completion_tokens = excluded.completion_tokens, total_tokens = excluded.total_tokens,
         cached_tokens = excluded.cached_tokens, reasoning_tokens = excluded.reasoning_tokens, cost_usd = excluded.cost_usd,
@@ -998,6 +998,20 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     WHERE p.payer IS DISTINCT FROM p.caller AND NOT (p.payer IS NULL AND p.cost_credits = 0)
         OR p.charged <> p.cost_credits
     ORDER BY p.created_at, p.hold_id
+$$;
+
+-- What calls were corrected by so far, by adjustments whose idempotency key is reconcile:<request id>:<number>: credits
+-- given back (below zero: charged), and the same in USD by the terms that the call was held with.
+CREATE OR REPLACE FUNCTION call_corrections() RETURNS TABLE (request_id text, times bigint, credits numeric, usd numeric)
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT a.request_id, a.times, a.credits, round(a.credits / ((u.metadata ->> 'credits_per_usd')::numeric
+        * (u.metadata ->> 'cost_multiplier')::numeric * (u.metadata ->> 'markup')::numeric), 12)
+    FROM (
+        SELECT split_part(t.idempotency_key, ':', 2) AS request_id, count(*) AS times, sum(t.amount - t.debt_delta) AS credits
+        FROM credit_transactions AS t
+        WHERE t.transaction_type = 'adjustment' AND t.idempotency_key LIKE 'reconcile:%' GROUP BY 1
+    ) AS a
+    JOIN llm_usage_log AS u ON u.request_id = a.request_id
 $$;
 
 -- Summary ------------------------------------------------------------------------------------------------------------

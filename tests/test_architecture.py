@@ -15,7 +15,7 @@ ROOT = Path(uc_litellm_plugin.__file__).parent
 MODULES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
 
-LITELLM = {"callbacks", "plugin", "identity", "inbound", "catalog", "api"}
+LITELLM = {"callbacks", "plugin", "identity", "inbound", "refusals", "catalog", "api"}
 ASYNCPG = {"database", "changes"}
 LAST = {"callbacks", "plugin"}
 # The composition roots: who may import a module that comes last.

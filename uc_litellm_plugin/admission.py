@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, NoReturn
 from uuid import UUID
 
-from . import demand, plan, requests
+from . import demand, plan, requests, tokens
 from .accounts import Accounts
 from .call import Call, Caller, Names
-from .demand import Demand, Tokenizer
+from .demand import Demand
 from .errors import BadRequest, Conflict, Forbidden, InsufficientCredits, LedgerUnavailable
 from .holds import Held, Once
 from .ledger import Ledger
@@ -22,6 +23,7 @@ from .pricing import Terms
 from .requests import Inbound
 from .routes import Endpoint
 from .settings import Settings
+from .tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +108,10 @@ class Admission:
         return level
 
     async def _count(self, wish: Demand) -> int:
-        if len(wish.text) < demand.LONG_TEXT:
-            return demand.count(wish.text, self._tokenizer)
+        if len(wish.text) < tokens.LONG_TEXT:
+            return tokens.count(wish.text, self._tokenizer)
         # Tokenizing releases the GIL, so that other requests go on.
-        return await asyncio.to_thread(demand.count, wish.text, self._tokenizer)
+        return await asyncio.to_thread(tokens.count, wish.text, self._tokenizer)
 
     def _plan(
         self, endpoint: Endpoint, wish: Demand, counted: int, model: str, level: PowerLevel, caller: Caller
@@ -156,8 +158,16 @@ def _names(inbound: Inbound, caller: Caller) -> Names:
         session=requests.clean(session, 255),
         request=requests.clean(inbound.headers.get("x-request-id"), 255),
         user_agent=requests.clean(inbound.headers.get("user-agent"), 255),
-        ip_address=inbound.ip_address,
+        ip_address=_address(inbound.ip_address),
     )
+
+
+def _address(host: str | None) -> str | None:
+    """The peer's address; a proxy in front may have named something that is none."""
+    try:
+        return str(ipaddress.ip_address((host or "").partition("%")[0]))
+    except ValueError:
+        return None
 
 
 def _refuse(call: Call, held: Held, least: Decimal) -> NoReturn:
@@ -217,7 +227,8 @@ def _refuse_poor(call: Call, held: Held, least: Decimal) -> NoReturn:
 
 
 def _amounts(call: Call, held: Held, least: Decimal) -> dict[str, Any]:
-    affordable = call.plan.affordable(held.available or Decimal(0)) if call.plan.wanted_cap else 0
+    room = [amount for amount in (held.available, held.cap_room) if amount is not None]
+    affordable = call.plan.affordable(max(min(room, default=Decimal(0)), Decimal(0))) if call.plan.wanted_cap else 0
     return {
         "required": _shown(least),
         "available": _shown(held.available),

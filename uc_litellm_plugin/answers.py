@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .demand import spoken
 from .routes import Dialect
 
 Usage = Mapping[str, Any]
 
 COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
+
+
+# Strings that say what a part is, rather than being what it says.
+_LABELS = frozenset(
+    {"type", "role", "id", "object", "status", "call_id", "tool_call_id", "tool_use_id", "finish_reason", "stop_reason"}
+    | {"phase", "signature", "encrypted_content", "annotations", "logprobs", "index", "cache_control", "detail"}
+)
 
 
 def plain(value: Any) -> Any:
@@ -31,9 +37,12 @@ def get(value: Any, name: str) -> Any:
 def usage_of(answer: Any) -> Usage | None:
     """The provider's usage in an answer, None where it is missing or all zero."""
     usage = plain(get(answer, "usage"))
-    if not isinstance(usage, Mapping) or not any(usage.get(name) for name in COUNTS):
-        return None
-    return usage
+    return None if is_zero(usage) else usage
+
+
+def is_zero(usage: Any) -> bool:
+    """Whether a usage says nothing: missing, or nothing in it but zeros."""
+    return not isinstance(usage, Mapping) or not any(usage.get(name) for name in COUNTS)
 
 
 def stored_id(answer: Any) -> str | None:
@@ -53,6 +62,19 @@ def is_cached(response: Any) -> bool:
     """Whether LiteLLM answered from its response cache."""
     hidden = getattr(response, "_hidden_params", None)
     return isinstance(hidden, dict) and hidden.get("cache_hit") is True
+
+
+def spoken(node: Any) -> Iterator[str]:
+    """The texts in an answer, without the names, kinds and ids around them."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if key not in _LABELS:
+                yield from spoken(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from spoken(value)
 
 
 def text_of(answer: Any) -> str:
@@ -91,14 +113,16 @@ def tokens(usage: Usage) -> dict[str, int]:
 
 def estimated(dialect: Dialect, prompt_tokens: int, completion_tokens: int, known: Usage | None = None) -> Usage:
     """A usage object from our own counts, in the dialect's shape; what the provider said before it broke off stays."""
-    if dialect == "openai":
-        return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
-                "total_tokens": prompt_tokens + completion_tokens}  # fmt: skip
     seen = {name: value for name, value in (known or {}).items() if value is not None}
-    read = seen.get("input_tokens") or prompt_tokens
-    wrote = max(completion_tokens, _number(seen, "output_tokens"))
-    total = {"total_tokens": read + wrote} if dialect == "responses" else {}
-    return {**seen, "input_tokens": read, "output_tokens": wrote, **total}
+    reading, writing = "input_tokens", "output_tokens"
+    if dialect == "openai":
+        reading, writing = "prompt_tokens", "completion_tokens"
+        # Its details of the output would be of the part it had counted, not of what was delivered.
+        seen.pop("completion_tokens_details", None)
+    read = _number(seen, reading) or prompt_tokens
+    wrote = max(completion_tokens, _number(seen, writing))
+    total = {} if dialect == "anthropic" else {"total_tokens": read + wrote}
+    return {**seen, reading: read, writing: wrote, **total}
 
 
 def _number(source: Mapping[str, Any], name: str) -> int:

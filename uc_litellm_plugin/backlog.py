@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,10 @@ def survey(directory: Path) -> Backlog:
         It cannot be read, most likely since it belongs to the proxy's user.
     """
     try:
-        found = [_segment(path) for path in sorted(directory.glob(f"*{SUFFIX}"))]
-        set_aside = len(list(directory.glob(f"*{CORRUPT}")))
+        names = os.listdir(directory)
+        found = [_segment(directory / name) for name in names if name.endswith(SUFFIX)]
+    except FileNotFoundError:
+        names, found = [], []
     except OSError as error:
         raise CommandRefused(
             f"The outbox {directory} cannot be read ({error.strerror}): run this as the proxy's user.",
@@ -64,7 +67,7 @@ def survey(directory: Path) -> Backlog:
         records=sum(records for records, _, _ in waiting),
         bytes=sum(size for _, size, _ in waiting),
         oldest_s=max(0.0, time.time() - min(written for _, _, written in waiting)) if waiting else None,
-        set_aside=set_aside,
+        set_aside=sum(name.endswith(CORRUPT) for name in names),
     )
 
 

@@ -15,6 +15,7 @@ from .demand import Demand
 from .plan import Candidate, Plan
 from .pricing import ZERO
 from .routes import Endpoint
+from .tokens import Tokenizer, input_estimate
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,18 @@ class Call:
     first_token: float | None = None
     response_id: str | None = None
     ending: asyncio.Future[Outcome] | None = None
-    reading: asyncio.Future[Any] | None = None
     listening: bool = False
+    cached: bool = False
 
     @property
     def attempt(self) -> Attempt | None:
         """The latest attempt."""
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a provider has the request, or has answered it; not while LiteLLM waits to try again."""
+        return self.attempt is not None and not self.attempt.failed
 
     @property
     def answering(self) -> Candidate | None:
@@ -126,6 +132,12 @@ class Call:
         if candidate is None or not candidate.reasons:
             return False
         return self.demand.reasoning_asked or "claude" not in candidate.model
+
+    def estimated_input(self, tokenizer: Tokenizer) -> int:
+        """Input tokens to charge where the provider did not say."""
+        candidate = self.answering
+        model, context = (candidate.model, candidate.context) if candidate else (self.model, None)
+        return input_estimate(self.demand, tokenizer, model, context)
 
     def output_cap(self, candidate: Candidate) -> int:
         """The cap for one candidate: the held one, or the model's own limit where that is smaller."""
@@ -180,7 +192,7 @@ class Answer:
     usage
         The provider's usage object, or an estimate in its shape.
     source
-        `usage` when the provider reported it, `estimate` when we counted.
+        `usage` when the provider reported it, `estimate` when we counted, `cache` when LiteLLM answered from its cache.
     status
         The HTTP status the client got, 499 when it left.
     error_type, error_message

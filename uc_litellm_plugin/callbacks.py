@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -13,16 +12,17 @@ from typing import Any, NoReturn
 from fastapi import HTTPException, Request
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
-from litellm.proxy._types import ProxyException, UserAPIKeyAuth
+from litellm.proxy._types import UserAPIKeyAuth
 
 from . import answers, catalog, identity, inbound, routes, settings, streams
 from .admission import Admission
 from .call import CURRENT, Answer, Call, Caller
 from .catalog import Catalog
-from .demand import count, input_estimate
-from .errors import BadRequest, DatabaseError, LedgerUnavailable, NotFound, Refusal, Unexpected, kind_of, status_of
+from .errors import BadRequest, DatabaseError, NotFound, Refusal, Unexpected, kind_of, status_of
+from .refusals import Refused, unreachable
 from .requests import Inbound
 from .settlement import Settlement
+from .tokens import count
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -31,30 +31,6 @@ logger = logging.getLogger(__name__)
 _IDENTIFIED: ContextVar[identity.Identified | None] = ContextVar("uc_identified", default=None)
 # A request that may go to a provider without a hold, since it costs nothing.
 _FETCHING: ContextVar[Caller | None] = ContextVar("uc_fetching", default=None)
-
-
-class Refused(ProxyException):  # type: ignore[misc]  # LiteLLM's class has no types we can see
-    """A refusal as LiteLLM's exception handlers want it; its body is ours.
-
-    A message that already is an Anthropic error passes through LiteLLM's mapping unchanged
-    (litellm/anthropic_interface/exceptions/exception_mapping_utils.py, `transform_to_anthropic_error`).
-    """
-
-    def __init__(self, refusal: Refusal, call_type: str | None = None) -> None:
-        anthropic = call_type == routes.MESSAGES.call_type
-        super().__init__(
-            message=json.dumps(refusal.anthropic_body()) if anthropic else refusal.message,
-            type=refusal.type,
-            param=refusal.param,
-            code=refusal.status,
-            headers=dict(refusal.headers),
-        )
-        # Older releases take the status from here on some routes (1.100: /v1/completions).
-        self.status_code = refusal.status
-        self._error = refusal.error()
-
-    def to_dict(self) -> dict[str, Any]:
-        return self._error
 
 
 class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
@@ -75,13 +51,14 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
 
     async def authenticate(self, request: Request, api_key: str | None) -> UserAPIKeyAuth:
         """LiteLLM's `custom_auth`; keeps the body as the client sent it for the pre-call hook."""
+        _forget_the_last()
         try:
             await self.worker.ready()
             identified = await identity.authenticate(request, api_key, self.worker.accounts, self.worker.settings)
         except Refusal as refusal:
             raise Refused(refusal) from None
         except DatabaseError as error:
-            raise Refused(_unreachable(error)) from None
+            raise Refused(unreachable(error)) from None
         _IDENTIFIED.set(identified)
         return identified.auth
 
@@ -94,7 +71,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         except Refusal as refusal:
             raise Refused(refusal, call_type) from None
         except DatabaseError as error:
-            raise Refused(_unreachable(error), call_type) from None
+            raise Refused(unreachable(error), call_type) from None
         except Exception as error:
             # LiteLLM would show the text of an unknown exception to the client.
             logger.exception("a call could not be admitted")
@@ -144,7 +121,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             await self._check_fetched(fetching, response)
         elif call is not None and not call.listening:
             self._note_success(call)
-            outcome = await self._settle_plain(call, response)
+            outcome = await self._settle_plain(call, response, cached=inbound.is_cached(data))
             answers.write_cost(response, outcome.charged)
         return response
 
@@ -157,7 +134,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             async for chunk in response:
                 yield chunk
             return
-        call.listening = True
+        call.listening, call.cached = True, inbound.is_cached(request_data)
         drain_s = self.worker.settings.holds.abort_drain_s
         stream = streams.settled(
             call, response, self._settlement, self._tokenizer, drain_s, lambda: self._note_success(call)
@@ -181,8 +158,8 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if call is None or call.ending is not None:
             return None
         status = status_of(original_exception)
-        if status == streams.CLIENT_LEFT and call.attempts:
-            usage = answers.estimated(call.endpoint.dialect, input_estimate(call.demand, self._tokenizer), 0)
+        if status == streams.CLIENT_LEFT and call.under_way:
+            usage = answers.estimated(call.endpoint.dialect, call.estimated_input(self._tokenizer), 0)
             await self._settlement.charge(
                 call, Answer(usage, "estimate", status, "client_disconnected", "the client left before the answer")
             )
@@ -217,10 +194,13 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         sent, caller = await self._identify(auth, data)
         self._provider_names = await self.worker.accounts.provider_names()
         await self._end_earlier()
+        _forget_the_last()
         call = await self._admission.admit(endpoint, sent, caller, str(data.get("model")))
         self.worker.calls.add(call)
         CURRENT.set(call)
-        return inbound.prepared(call, data)
+        return inbound.prepared(
+            call, data, self.worker.settings.requests.extra_fields, ours=_IDENTIFIED.get() is not None
+        )
 
     async def _identify(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> tuple[Inbound, Caller]:
         """What was sent and who pays, by our own authentication or by LiteLLM's."""
@@ -257,7 +237,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             return await self._settlement.charge(call, Answer(usage or {}, "cache"))
         if usage is None:
             wrote = count(answers.text_of(response), self._tokenizer)
-            usage = answers.estimated(call.endpoint.dialect, input_estimate(call.demand, self._tokenizer), wrote)
+            usage = answers.estimated(call.endpoint.dialect, call.estimated_input(self._tokenizer), wrote)
             return await self._settlement.charge(call, Answer(usage, "estimate", service_tier=tier))
         return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
 
@@ -286,9 +266,15 @@ def _start_soon(worker: Worker) -> asyncio.Task[None] | None:
     return loop.create_task(boot())
 
 
-def _unreachable(error: DatabaseError) -> LedgerUnavailable:
-    logger.error("refused, since the database cannot be asked: %s", error, extra={"action": "database_unavailable"})
-    return LedgerUnavailable("The credit ledger cannot be reached; please try again shortly.")
+def _is_ours() -> bool:
+    """Whether our own authentication let this request in."""
+    return _IDENTIFIED.get() is not None
+
+
+def _forget_the_last() -> None:
+    """A request that a client pipelines starts in the context of the one before it (uvicorn's httptools protocol)."""
+    CURRENT.set(None)
+    _FETCHING.set(None)
 
 
 def _deployment_id(deployment: Mapping[str, Any]) -> str | None:

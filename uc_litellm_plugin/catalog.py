@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import litellm
+import tiktoken
 from litellm.types.router import CustomPricingLiteLLMParams
 from litellm.types.utils import ModelResponse, Usage
 
@@ -20,6 +21,8 @@ from .plan import Candidate
 
 logger = logging.getLogger(__name__)
 
+# Models that search the web unasked: their fee is not in the usage, and their findings have no bound.
+_SEARCHERS = ("sonar", "search-preview", "search-api", "deep-research")
 _CUSTOM_PRICES = frozenset(CustomPricingLiteLLMParams.model_fields)
 
 
@@ -72,6 +75,11 @@ class Catalog:
         entry = self._snapshot(name)
         if name is None or entry is None or not pricing.is_priced(entry, written_by_operator=custom):
             logger.warning("deployment %s of %s has no price: it gets no calls", info.get("id"), group)
+            return None
+        if any(part in model for part in _SEARCHERS):
+            logger.warning(
+                "deployment %s of %s searches the web at a fee of its own: it gets no calls", info.get("id"), group
+            )
             return None
         self._announce_free(group, info["id"], entry)
         known = _known_limits(model, provider)
@@ -164,9 +172,11 @@ def _responses_usage(plain: Mapping[str, Any]) -> Usage:
 
 
 def tokenizer() -> Callable[[str], int]:
-    """LiteLLM's bundled tokenizer (cl100k_base), which needs no download."""
-    encoding = litellm.encoding
-    return lambda text: len(encoding.encode(text, disallowed_special=()))
+    """The larger count of OpenAI's two tokenizers; LiteLLM ships their data (litellm_core_utils/tokenizers)."""
+    older, newer = litellm.encoding, tiktoken.get_encoding("o200k_base")
+    return lambda text: max(
+        len(older.encode(text, disallowed_special=())), len(newer.encode(text, disallowed_special=()))
+    )
 
 
 def _price_name_now(candidate: Candidate) -> str:

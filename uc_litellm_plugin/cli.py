@@ -16,7 +16,8 @@ import typer
 
 from . import serve
 from .cli_accounts import credits, keys, users
-from .cli_database import db, ledger
+from .cli_database import db
+from .cli_ledger import ledger
 from .console import REFUSED, USAGE, error_code, exit_code, print_error
 from .errors import UcError
 

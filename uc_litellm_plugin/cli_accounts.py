@@ -19,7 +19,7 @@ keys = typer.Typer(help="API keys, with which apps call the proxy.", no_args_is_
 _BALANCE = ("user_id", "credits_remaining", "credits_held", "credits_available", "credits_debt", "credits_lifetime",
             "tier", "power_level")  # fmt: skip
 _HISTORY = ("created_at", "transaction_type", "amount", "held_delta", "balance_after", "held_after", "debt_after",
-            "model", "notes")  # fmt: skip
+            "model", "notes", "admin_user_id")  # fmt: skip
 _KEYS = ("id", "name", "role", "key_hint", "is_active", "expires_at", "last_used", "created_at")
 _NEW_KEY = ("id", "user_id", "api_key", "key_hint", "name", "role", "expires_at")
 
@@ -45,19 +45,41 @@ def show_user(user: UserId, as_json: AsJson = False) -> None:
     print_facts(ask(lambda at: at.show(user)), as_json)
 
 
+@users.command("set")
+def set_user(
+    user: UserId,
+    tier: Annotated[str | None, typer.Option(help=f"One of {', '.join(TIERS)}.")] = None,
+    power_level: Annotated[str | None, typer.Option(help="eco, balanced or precision.")] = None,
+    monthly_cap: Annotated[str | None, typer.Option(metavar="AMOUNT|none", help="Credits per month, UTC.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"One of {', '.join(office.STATUSES)}.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change an account; workers follow at once, and calls under way end on the terms they were held with."""
+    cap = monthly_cap if monthly_cap in (None, office.NO_CAP) else office.parse_amount(monthly_cap)
+    changes = office.Changes(_tier(tier), power_level, cap, status)
+    account = ask(lambda at: at.change(user, changes))
+    if as_json:
+        print_facts(account, as_json)
+        return
+    changed = [{"setting": name, **change} for name, change in account["changed"].items()]
+    print_rows(changed, ("setting", "before", "after"), as_json) if changed else say("It was so before.")
+
+
 # A negative amount would be taken for an option without this.
 @credits.command("add", context_settings={"ignore_unknown_options": True})
 def add_credits(
     user: UserId,
     amount: Annotated[str, typer.Argument(help="Credits, with up to 6 decimals; a refund may be negative.")],
     kind: Annotated[str, typer.Option("--type", help=f"One of {', '.join(office.ADDITIONS)}.")] = "bonus",
-    notes: Annotated[str | None, typer.Option(help="Why; kept with the ledger row.")] = None,
+    notes: Annotated[str | None, typer.Option(help="Why; a refund or an adjustment needs it.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who; the system user if left out.")] = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same key adds once.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add credits to an account."""
     parsed = office.parse_amount(amount)
-    print_facts(ask(lambda at: at.add_credits(user, parsed, kind, notes, key)), as_json)
+    who = by or office.system_user()
+    print_facts(ask(lambda at: at.add_credits(user, parsed, kind, notes, key, who)), as_json)
 
 
 @credits.command("balance")
@@ -86,7 +108,7 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make an API key and show it, this once."""
-    until = _time(expires)
+    until = parse_time(expires)
     key = ask(lambda at: at.create_key(user, role, name, until))
     print_facts({field: key[field] for field in _NEW_KEY}, as_json)
     if not as_json:
@@ -119,7 +141,8 @@ def _tier(name: str | None) -> Tier | None:
     return tier  # type: ignore[no-any-return]
 
 
-def _time(text: str | None) -> datetime | None:
+def parse_time(text: str | None) -> datetime | None:
+    """An option's ISO 8601 time, UTC unless it says otherwise."""
     if text is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""`uc-litellm db` and `uc-litellm ledger`."""
+"""`uc-litellm db`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from . import migrations, verification
-from .console import DATABASE, REFUSED, AsJson, ask, print_json, print_rows, say, with_settings
+from .console import DATABASE, REFUSED, AsJson, print_json, print_rows, say, with_settings
 from .database import Database
 from .errors import CommandRefused, DatabaseError
 from .settings import Settings
 
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
-ledger = typer.Typer(help="The ledger.", no_args_is_help=True)
 
 
 @db.command("migrate")
@@ -65,18 +64,6 @@ def init(
     report = with_settings(work)
     print_json(report) if as_json else _print_report(report)
     if report["problems"]:
-        raise typer.Exit(REFUSED)
-
-
-@ledger.command("audit")
-def audit(as_json: AsJson = False) -> None:
-    """Check every invariant of the ledger; exit code 1 when one does not hold."""
-    findings = ask(lambda at: verification.audit(at.database))
-    if findings or as_json:
-        print_rows(findings, ("invariant", "user_id", "hold_id", "detail"), as_json)
-    else:
-        say("Every invariant holds.")
-    if findings:
         raise typer.Exit(REFUSED)
 
 

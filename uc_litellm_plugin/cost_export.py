@@ -80,6 +80,8 @@ def _cost(place: str, fields: Sequence[str], columns: Mapping[str, int]) -> Cost
     values = {name: fields[at].strip() if at < len(fields) else "" for name, at in columns.items()}
     if empty := [name for name in REQUIRED if not values[name]]:
         raise _refusal(f"{place}: {', '.join(empty)} is empty.")
+    if not all(value.isprintable() for value in values.values()):
+        raise _refusal(f"{place}: there is a control character in it.")
     return Cost(
         day=_day(place, values["date"]),
         provider=values["provider"],

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .answers import COUNTS, Usage, get, plain, stored_id, usage_of, write_cost
-from .demand import spoken
+from .answers import COUNTS, Usage, get, plain, spoken, stored_id, usage_of, write_cost
 from .routes import Dialect
 
 
@@ -178,7 +177,11 @@ class MessagesStream(Stream):
 
     def _merge(self, usage: Any) -> None:
         if isinstance(usage, Mapping):
-            merged = {**(self.usage or {}), **{key: value for key, value in usage.items() if value is not None}}
+            merged = dict(self.usage or {})
+            for key, value in usage.items():
+                # Counts only grow: some providers say 0 at the end for what they counted at the start.
+                counts = isinstance(value, int) and isinstance(merged.get(key), int)
+                merged[key] = max(merged[key], value) if counts else merged.get(key) if value is None else value
             self.service_tier = merged.get("service_tier") or self.service_tier
             self.usage = merged if any(merged.get(name) for name in COUNTS) else None
 

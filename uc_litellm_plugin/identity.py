@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from fastapi import Request
 from litellm.proxy import proxy_server
@@ -135,7 +135,6 @@ def _auth(api_key: str, caller: Caller | None, settings: Settings, role: str) ->
         key_alias=caller.api_key_name if caller else None,
         user_rpm_limit=tier.rpm_limit if tier else None,
         user_tpm_limit=tier.tpm_limit if tier else None,
-        metadata={"uc": asdict(caller)} if caller else {},
     )
 
 

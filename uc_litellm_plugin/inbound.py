@@ -13,7 +13,7 @@ from . import routes
 from .call import Call
 from .errors import BadRequest
 from .plan import Candidate
-from .requests import CAP_FIELDS, Inbound
+from .requests import CAP_FIELDS, Inbound, fields
 
 # What LiteLLM takes from headers or keys and would let a client steer a call with
 # (litellm/proxy/litellm_pre_call_utils.py, `add_litellm_data_for_backend_llm_call`).
@@ -24,6 +24,13 @@ _LITELLMS_OWN = frozenset(
     {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
     | {"litellm_session_id", "litellm_trace_id", "headers", "api_version", "ttl", "cache", "keepalive_seconds"}
     | {"provider_specific_header", "user", "organization", "enable_prompt_caching", "allowed_model_region"}
+)
+
+
+# Without these LiteLLM cannot go on; clients cannot write them (litellm strips or overwrites what they send).
+_NEEDED = frozenset(
+    {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
+    | {"litellm_session_id", "litellm_trace_id", "user"}
 )
 
 
@@ -57,8 +64,21 @@ def _is_litellms(key: str) -> bool:
     return key in _LITELLMS_OWN or key in _STEERING or key.startswith(("_", "litellm_"))
 
 
-def prepared(call: Call, data: dict[str, Any]) -> dict[str, Any]:
-    """The request as it goes to the router: capped, asking for usage, without what steers LiteLLM."""
+def prepared(call: Call, data: dict[str, Any], extra_fields: frozenset[str], *, ours: bool) -> dict[str, Any]:
+    """The request as it goes to the router: capped, asking for usage, without what steers LiteLLM.
+
+    Parameters
+    ----------
+    extra_fields
+        Body fields the operator added.
+    ours
+        Whether the body was checked as it came. Otherwise LiteLLM's additions cannot be told from the client's, and
+        only what is known goes on.
+    """
+    if not ours:
+        known = fields(call.endpoint) | extra_fields | _NEEDED
+        for key in data.keys() - known:
+            del data[key]
     for field in _STEERING:
         data.pop(field, None)
     if call.endpoint.cap_field is not None:
@@ -91,3 +111,9 @@ def is_health_check(kwargs: Mapping[str, Any]) -> bool:
         if "litellm-internal-health-check" in (metadata.get("tags") or ()):
             return True
     return kwargs.get("proxy_server_request") is None
+
+
+def is_cached(data: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM answers from its response cache, which some answers do not show themselves."""
+    details = getattr(data.get("litellm_logging_obj"), "model_call_details", None)
+    return isinstance(details, dict) and details.get("cache_hit") is True

@@ -170,6 +170,11 @@ class Ledger:
         while self._writer is not None and not self._writer.done():
             await asyncio.wait([self._writer])
 
+    def confess(self) -> None:
+        """Log what would be lost with this process, so that an operator can settle it by hand."""
+        for record in self._stranded:
+            logger.critical("settlement lost with this process: %s", json.dumps(record), extra={"action": "lost"})
+
     async def _write(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]

@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import BadRequest
 
-_IMAGES = {"image_url", "image", "input_image"}
+_IMAGES = {"image_url", "image", "input_image", "computer_screenshot"}
 _AUDIO = {"input_audio"}
 _DOCUMENTS = {"file", "input_file", "document", "video_url", "video", "search_result", "container_upload"}
 _MEDIA: Mapping[str, tuple[str, ...]] = {
@@ -42,6 +42,8 @@ class Stock:
         kind = node.get("type")
         if isinstance(kind, str):
             self._note(kind, node)
+        if _is_reference(node):
+            self.references.append("item_reference")
         media = _MEDIA.get(kind, ()) if isinstance(kind, str) else ()
         # Only the medium itself is left out: whatever else stands in the part may be read as text.
         return {
@@ -58,13 +60,15 @@ class Stock:
             self.documents += 1
             if _names_a_file(node):
                 self.references.append("file")
-        elif kind == "item_reference":
-            self.references.append(kind)
+        elif kind == "reasoning" and not node.get("encrypted_content"):
+            self.references.append("stored reasoning")
 
     def _note_image(self, node: Mapping[str, Any]) -> None:
         source = next((node[key] for key in ("image_url", "source", "image") if node.get(key) is not None), None)
         url = source if isinstance(source, str) else _address(source)
-        if url is None:
+        if url is not None and _is_no_image(source):
+            self.documents += 1
+        elif url is None:
             self.references.append("image by file id")
         elif url.startswith("data:image/"):
             self.images += 1
@@ -91,3 +95,18 @@ def _names_a_file(node: Any) -> bool:
     if isinstance(node, dict):
         return any(key in ("file_id", "url", "file_url") or _names_a_file(value) for key, value in node.items())
     return isinstance(node, list) and any(map(_names_a_file, node))
+
+
+def _is_reference(node: Mapping[str, Any]) -> bool:
+    """Whether a part only names what the provider has stored (`item_reference`, whose type may be left out; audio)."""
+    return "id" in node and node.keys() <= {"id", "type", "status", "role"}
+
+
+def _is_no_image(source: Any) -> bool:
+    """Whether an image part says that it is something else; LiteLLM believes that over the data's own type."""
+    named = (
+        [source.get(key) for key in ("format", "mime_type", "content_type", "media_type")]
+        if isinstance(source, dict)
+        else []
+    )
+    return any(isinstance(kind, str) and "/" in kind and not kind.startswith("image/") for kind in named)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from . import api_keys
@@ -17,6 +19,8 @@ from .settings import TIERS, Tier
 ROLES = ("user", "service", "admin")
 ADDITIONS = ("bonus", "purchase", "refund", "adjustment")
 TAKING = ("refund", "adjustment")  # additions whose amount may be negative
+STATUSES = ("active", "suspended", "closed")
+NO_CAP: Literal["none"] = "none"
 USER_ID_MAX = 255
 KEY_NAME_MAX = 100
 NOTES_MAX = 1000
@@ -30,10 +34,18 @@ SELECT user_id, credits_remaining, credits_held, credits_available, credits_debt
        monthly_cap, spent_this_month, tier, power_level, status, created_at
 FROM user_credits WHERE user_id = $1"""
 _ADD = """
-SELECT * FROM add_user_credits($1, $2, $3, p_payment_method => $4, p_notes => $5, p_idempotency_key => $6)"""
+SELECT * FROM add_user_credits(
+    $1, $2, $3, p_payment_method => $4, p_notes => $5, p_idempotency_key => $6, p_admin_user_id => $7)"""
+_SET = """
+UPDATE user_credits AS a SET
+    tier = coalesce($2, a.tier), power_level = coalesce($3, a.power_level), status = coalesce($4, a.status),
+    monthly_cap = CASE WHEN $5 THEN $6::numeric ELSE a.monthly_cap END
+FROM (SELECT * FROM user_credits WHERE user_id = $1 FOR UPDATE) AS before
+WHERE a.user_id = before.user_id
+RETURNING before.tier, before.power_level, before.status, before.monthly_cap"""
 _HISTORY = """
 SELECT id, created_at, transaction_type, amount, held_delta, debt_delta, balance_after, held_after, debt_after,
-       provider, model, tokens_used, power_level, hold_id, request_id, idempotency_key, notes
+       provider, model, tokens_used, power_level, hold_id, request_id, idempotency_key, notes, admin_user_id
 FROM account_history($1, $2)"""
 _CREATE_KEY = """
 INSERT INTO user_api_keys (user_id, key_hash, key_hint, name, role, expires_at) VALUES ($1, $2, $3, $4, $5, $6)
@@ -46,6 +58,22 @@ UPDATE user_api_keys AS k SET is_active = false FROM user_api_keys AS before
 WHERE k.id = $1 AND before.id = k.id RETURNING k.id, k.user_id, k.key_hint, k.name, before.is_active AS was_active"""
 
 Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Settings of an account to be changed; None leaves one as it is.
+
+    Attributes
+    ----------
+    monthly_cap
+        Credits per month (UTC), or `NO_CAP`.
+    """
+
+    tier: Tier | None = None
+    power_level: str | None = None
+    monthly_cap: Decimal | Literal["none"] | None = None
+    status: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +119,38 @@ class Office:
             raise _refusal("unknown_account", user_id)
         return dict(row)
 
+    async def change(self, user_id: str, changes: Changes) -> Facts:
+        """Change an account's settings; what `changes` leaves open stays.
+
+        Returns
+        -------
+        dict
+            The account, and `changed`: of each setting that is another now, `before` and `after`.
+        """
+        _checked_changes(changes, user_id)
+        cap = None if changes.monthly_cap == NO_CAP else changes.monthly_cap
+        if changes.power_level is not None and not await self._is_level(changes.power_level):
+            raise _refusal("invalid_power_level", user_id)
+        before = await self.database.fetchrow(
+            _SET, checked_user_id(user_id), changes.tier, changes.power_level, changes.status,
+            changes.monthly_cap is not None, cap,
+        )  # fmt: skip
+        if before is None:
+            raise _refusal("unknown_account", user_id)
+        account = await self.show(user_id)
+        changed = {
+            name: {"before": was, "after": account[name]} for name, was in before.items() if was != account[name]
+        }
+        return {**account, "changed": changed}
+
     async def add_credits(
-        self, user_id: str, amount: Decimal, kind: str = "bonus", notes: str | None = None, key: str | None = None
+        self,
+        user_id: str,
+        amount: Decimal,
+        kind: str = "bonus",
+        notes: str | None = None,
+        key: str | None = None,
+        by: str | None = None,
     ) -> Facts:
         """Add credits to an account that exists (a typo must not open one), or take some back.
 
@@ -103,20 +161,29 @@ class Office:
         key
             An idempotency key: the same again with the same key adds nothing. Made up when it is None, so that a broken
             connection in this call cannot add twice.
+        notes, by
+            Why and who; a refund or an adjustment needs the reason.
         """
         if kind not in ADDITIONS:
             raise _refusal("invalid_transaction_type", user_id)
         if amount == 0 or (amount < 0 and kind not in TAKING):
             raise _refusal("invalid_amount", user_id)
-        _checked_text("notes", notes, NOTES_MAX)
-        _checked_text("the idempotency key", key, USER_ID_MAX)
+        if kind in TAKING and notes is None:
+            raise CommandRefused(f"Say why: a {kind} needs --notes.", code="notes_needed")
+        checked_text("notes", notes, NOTES_MAX)
+        checked_text("who does it", by, USER_ID_MAX)
+        checked_text("the idempotency key", key, USER_ID_MAX)
         await self.show(user_id)
         method = _PAYMENT_METHODS.get(kind, "manual")
         key = key or f"operator-{uuid4()}"
-        row = await self.database.fetchrow(_ADD, user_id, amount, kind, method, notes, key, idempotent=True)
+        row = await self.database.fetchrow(_ADD, user_id, amount, kind, method, notes, key, by, idempotent=True)
         if row is None or not row["success"]:
             raise _refusal(row["error_message"] if row else "no_answer", user_id)
         return {"transaction_id": row["transaction_id"], "amount": amount, **await self.show(user_id)}
+
+    async def _is_level(self, power_level: str) -> bool:
+        asked = "SELECT EXISTS (SELECT FROM power_level_configs WHERE power_level = $1)"
+        return bool(await self.database.fetchval(asked, power_level, idempotent=True))
 
     async def history(self, user_id: str, limit: int) -> list[Facts]:
         """The newest rows of the account's ledger."""
@@ -131,7 +198,7 @@ class Office:
             raise CommandRefused(f"{role!r} is no role; use one of {', '.join(ROLES)}.", code="invalid_role")
         if expires_at is not None and expires_at <= datetime.now(timezone.utc):
             raise CommandRefused(f"The key would have expired already, on {expires_at:%Y-%m-%d}.", code="invalid_time")
-        _checked_text("the key's name", name, KEY_NAME_MAX)
+        checked_text("the key's name", name, KEY_NAME_MAX)
         await self.show(user_id)
         api_key = api_keys.generate()
         row = await self.database.fetchrow(
@@ -166,6 +233,15 @@ def checked_user_id(user_id: str) -> str:
     return user_id
 
 
+def _checked_changes(changes: Changes, user_id: str) -> None:
+    if changes == Changes():
+        raise _refusal("nothing_to_set", user_id)
+    if changes.status is not None and changes.status not in STATUSES:
+        raise _refusal("invalid_status", user_id)
+    if isinstance(changes.monthly_cap, Decimal) and changes.monthly_cap < 0:
+        raise _refusal("invalid_monthly_cap", user_id)
+
+
 def parse_amount(text: str) -> Decimal:
     """Credits from a plain decimal with up to 14 digits before the point and 6 after it."""
     if not _AMOUNT.fullmatch(text):
@@ -177,7 +253,16 @@ def parse_amount(text: str) -> Decimal:
     return Decimal(text)
 
 
-def _checked_text(what: str, text: str | None, most: int) -> None:
+def system_user() -> str:
+    """Who runs this process, for the record of who did it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # A container's user may have no name.
+        return f"uid {os.getuid()}"
+
+
+def checked_text(what: str, text: str | None, most: int) -> None:
+    """Refuse a text that is empty, too long, or holds control characters; None is no text."""
     if text is not None and (not 1 <= len(text) <= most or _CONTROL.search(text)):
         raise CommandRefused(
             f"Write {what} with 1 to {most} characters and without control characters.", code="invalid_text"
@@ -189,6 +274,9 @@ _WHY = {
     "invalid_user_id": "{user} cannot be a user id: use 1 to 255 characters, none of them a control character.",
     "invalid_tier": f"There is no such tier; use one of {', '.join(TIERS)}.",
     "invalid_power_level": "There is no such power level; the built-in ones are eco, balanced and precision.",
+    "nothing_to_set": "Nothing was to be set; name the tier, power level, monthly cap or status.",
+    "invalid_status": f"There is no such status; use one of {', '.join(STATUSES)}.",
+    "invalid_monthly_cap": "A monthly cap is an amount of credits from 0 on, or none.",
     "invalid_transaction_type": f"There is no such type of credits; use one of {', '.join(ADDITIONS)}.",
     "invalid_amount": "The amount must be above zero, or below it for a refund or an adjustment.",
     "idempotency_conflict": "This idempotency key was used before, with another amount or account.",

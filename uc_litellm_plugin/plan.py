@@ -8,10 +8,11 @@ from decimal import Decimal
 from typing import Any
 
 from . import pricing
-from .demand import Demand, input_bound, unseen
+from .demand import Demand
 from .errors import BadRequest
 from .pricing import Rates, Terms
 from .requests import LARGEST_CAP
+from .tokens import input_bound, unseen
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _room(bound: _Bound) -> int:
 
 def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: str) -> _Bound:
     tokens = input_bound(demand, counted, candidate.model)
-    hidden = unseen(demand, candidate.model) + demand.tools_named
+    hidden = unseen(demand, candidate.model)
     if hidden and unbounded_input == "refuse":
         raise BadRequest(
             f"The cost of this input cannot be bounded in advance ({', '.join(hidden)}): send the content itself, "
@@ -183,7 +184,7 @@ def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: 
             code="unbounded_input",
         )
     if hidden or demand.whole_context:
-        tokens = max(tokens, _whole_context(candidate) * _readings(demand))
+        tokens = max(tokens, _whole_context(candidate))
     trigger = pricing.Trigger(
         input_tokens=tokens,
         caches=demand.caches or _caches_unasked(candidate),
@@ -191,20 +192,7 @@ def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: 
         speech=bool(demand.audio_bytes or demand.speaks),
         tier=demand.tier,
     )
-    rates = pricing.dearest(candidate.prices, trigger)
-    fees = rates.fee + pricing.tool_fee(candidate.prices) * max(demand.tool_calls, 0)
-    return _Bound(candidate, tokens, Rates(rates.input, rates.output, fees))
-
-
-def _readings(demand: Demand) -> int:
-    """How often the context may be read: once, and again after each call of a tool at the provider."""
-    if demand.tool_calls < 0:
-        raise BadRequest(
-            f"Set max_uses on the tool, or max_tool_calls, to bound its cost: {', '.join(demand.tools_named)}.",
-            code="unbounded_input",
-            param="tools",
-        )
-    return demand.tool_calls + 1
+    return _Bound(candidate, tokens, pricing.dearest(candidate.prices, trigger))
 
 
 def _whole_context(candidate: Candidate) -> int:

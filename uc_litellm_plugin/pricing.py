@@ -99,15 +99,6 @@ def dearest(entry: Mapping[str, Any], trigger: Trigger) -> Rates:
     return Rates(max(reads, default=ZERO), max(writes, default=ZERO), exact(per_request))
 
 
-def tool_fee(entry: Mapping[str, Any]) -> Decimal:
-    """The dearest fee in USD for one call of a tool that runs at the provider."""
-    searches = entry.get("search_context_cost_per_query") or {}
-    fees = [*searches.values()] if isinstance(searches, Mapping) else []
-    fees += [entry.get(key) or 0 for key in ("code_interpreter_cost_per_session", "computer_use_cost_per_session")]
-    fees.append(exact(entry.get("file_search_cost_per_1k_calls") or 0) / 1000)
-    return max((exact(fee) for fee in fees), default=ZERO)
-
-
 def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> bool:
     """Whether a price entry can be charged by: 0 is a price only where the operator wrote it."""
     if entry is None or any(entry.get(key) for key in _UNBOUNDED):

@@ -88,6 +88,11 @@ _MOST_ANSWERS = 128
 _MOST_PROMPTS = 2048
 
 
+def fields(endpoint: Endpoint) -> frozenset[str]:
+    """The documented fields of an endpoint's bodies."""
+    return _FIELDS[endpoint]
+
+
 def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> None:
     """Refuse a body that holds a field nobody documented, or a number that is none.
 

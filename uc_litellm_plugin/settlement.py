@@ -59,7 +59,7 @@ class Settlement:
 
     def _usd(self, call: Call, candidate: Candidate, answer: Answer) -> Decimal:
         try:
-            return self._cost(candidate, answer.usage, call.endpoint.call_type, answer.service_tier)
+            return self._cost(candidate, answer.usage, call.endpoint.call_type, answer.service_tier or call.demand.tier)
         except Exception:
             # Whatever LiteLLM stumbles over, a delivered answer is not free: the plan's dearest rates apply.
             logger.exception("LiteLLM cannot price call %s; charging the plan's dearest rates", call.id)

@@ -11,14 +11,15 @@ import anyio
 
 from . import answers, dialects, routes
 from .call import Answer, Call
-from .demand import Tokenizer, count, input_estimate
-from .dialects import Stream
 from .errors import status_of
 from .settlement import Settlement
+from .tokens import Tokenizer, count
 
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
+
+_END = object()
 
 
 async def settled(
@@ -42,94 +43,154 @@ async def settled(
     on_first
         Called once, at the first output.
     """
-    stream = dialects.stream_of(call.endpoint.dialect)
-    source = response.__aiter__()
+    relay = _Relay(call, response, settlement, tokenizer, on_first)
     try:
-        while (chunk := await _next(call, source)) is not _END:
-            for event in stream.split(chunk):
-                if (kept := await _pass(call, stream, event, response, settlement, tokenizer, on_first)) is not None:
-                    yield kept
-        for event in stream.rest():
-            yield await _pass(call, stream, event, response, settlement, tokenizer, on_first)
-        await _finish(call, stream, response, settlement, tokenizer)
+        async for event in relay.events():
+            yield event
     except (asyncio.CancelledError, GeneratorExit):
         # The client has left: the awaits below must not be cancelled again (anyio cancels at every await).
         with anyio.CancelScope(shield=True):
-            if not stream.complete and call.reasons_unseen:
-                await _read_on(call, source, stream, drain_s)
-            await _cut(call, stream, settlement, tokenizer, CLIENT_LEFT, "client_disconnected")
+            await relay.left(drain_s)
         raise
     except Exception as error:
-        await _broken(call, stream, settlement, tokenizer, error)
+        await relay.broken(status_of(error, unknown=502), type(error).__name__)
         raise
 
 
-_END = object()
+class _Relay:
+    """One stream between the provider and the client."""
 
+    def __init__(
+        self, call: Call, response: Any, settlement: Settlement, tokenizer: Tokenizer, on_first: Callable[[], None]
+    ) -> None:
+        self._call = call
+        self._response = response
+        self._source = response.__aiter__()
+        self._stream = dialects.stream_of(call.endpoint.dialect)
+        self._settlement = settlement
+        self._tokenizer = tokenizer
+        self._on_first = on_first
+        self._reading: asyncio.Future[Any] | None = None
 
-async def _next(call: Call, source: Any) -> Any:
-    """The next chunk. A stream that reasons unseen is read in a task, which the client's leaving does not cancel."""
-    try:
-        if not call.reasons_unseen:
-            return await source.__anext__()
-        call.reading = call.reading or asyncio.ensure_future(source.__anext__())
-        chunk = await asyncio.shield(call.reading)
-        call.reading = None
-        return chunk
-    except StopAsyncIteration:
-        return _END
+    async def events(self) -> AsyncIterator[Any]:
+        """The client's events; the call has ended before the last of them."""
+        while (chunk := await self._next()) is not _END:
+            for event in self._stream.split(chunk):
+                if (kept := await self._pass(event)) is not None:
+                    yield kept
+        for event in self._stream.rest():
+            yield await self._pass(event)
+        await self._finish()
 
+    async def left(self, drain_s: float) -> None:
+        """The client is gone: charge what it got, and for what reasons unseen what the provider says."""
+        if not self._stream.complete and self._call.reasons_unseen:
+            await self._read_on(drain_s)
+        if self._call.under_way:
+            await self._charge_part(CLIENT_LEFT, "client_disconnected")
 
-async def _pass(
-    call: Call, stream: Stream, event: Any, response: Any, settlement: Settlement, tokenizer: Tokenizer,
-    on_first: Callable[[], None],
-) -> Any:  # fmt: skip
-    if stream.read(event) and call.first_token is None:
-        call.saw_output()
-        on_first()
-    charged = None
-    if stream.complete:
-        call.response_id = stream.response_id
-        charged = (await settlement.charge(call, _answer(call, stream, response, tokenizer))).charged
-    return stream.priced(event, charged, call.wants_usage)
+    async def broken(self, status: int, error: str) -> None:
+        """The provider broke off: what was delivered is charged, nothing for nothing."""
+        if self._stream.text:
+            await self._charge_part(status, "provider_stream_broken")
+        else:
+            await self._settlement.release(self._call, status, f"{error} ({status})")
 
+    async def _next(self) -> Any:
+        """The next chunk. A stream that reasons unseen is read in a task, which the client's leaving leaves alone."""
+        try:
+            if not self._call.reasons_unseen:
+                return await self._source.__anext__()
+            self._reading = self._reading or asyncio.ensure_future(self._source.__anext__())
+            chunk = await asyncio.shield(self._reading)
+            self._reading = None
+            return chunk
+        except StopAsyncIteration:
+            return _END
 
-async def _finish(call: Call, stream: Stream, response: Any, settlement: Settlement, tokenizer: Tokenizer) -> None:
-    """The stream ended without a complete usage: what was delivered is counted."""
-    call.response_id = stream.response_id
-    if call.endpoint.dialect == "openai" and not stream.complete:
-        # Where no usage came with the stream's end, the last one that the provider sent is its word.
-        reported = [usage for chunk in _collected(response) if (usage := answers.usage_of(chunk)) is not None]
-        stream.usage = reported[-1] if reported else stream.usage
-        stream.complete = stream.usage is not None
-    if call.ending is not None:
-        await asyncio.shield(call.ending)
-    elif stream.broke_off() and not stream.text:
-        await settlement.release(call, 502, "provider_stream_broken")
-    elif stream.broke_off():
-        await _cut(call, stream, settlement, tokenizer, 502, "provider_stream_broken")
-    else:
-        await settlement.charge(call, _answer(call, stream, response, tokenizer))
+    async def _pass(self, event: Any) -> Any:
+        if self._stream.read(event) and self._call.first_token is None:
+            self._call.saw_output()
+            self._on_first()
+        charged = None
+        if self._stream.complete:
+            charged = (await self._charge(self._answer())).charged
+        return self._stream.priced(event, charged, self._call.wants_usage)
 
+    async def _finish(self) -> None:
+        """The stream has ended; where no complete usage came, what was delivered is counted."""
+        if self._stream.broke_off() and self._call.ending is None:
+            await self.broken(502, "provider_stream_broken")
+            return
+        if self._call.endpoint.dialect == "openai" and not self._stream.complete:
+            # Where no usage came with the stream's end, the last one that the provider sent is its word.
+            self._stream.usage = self._reported() or self._stream.usage
+            self._stream.complete = self._stream.usage is not None
+        await self._charge(self._answer())
 
-def _answer(call: Call, stream: Stream, response: Any, tokenizer: Tokenizer) -> Answer:
-    if getattr(response, "custom_llm_provider", None) == "cached_response":
-        return Answer(stream.usage or {}, "cache")
-    if stream.usage is None or not stream.complete or not _reported(call, response):
-        return _estimate(call, stream, tokenizer)
-    return Answer(stream.usage, _source(call, stream.usage), service_tier=stream.service_tier)
+    async def _charge_part(self, status: int, error: str) -> None:
+        if self._stream.complete:
+            message = "cut after the provider's usage, which was charged"
+            await self._charge(
+                Answer(self._stream.usage or {}, "usage", status, error, message, self._stream.service_tier)
+            )
+        else:
+            await self._charge(self._estimate(status, error))
 
+    async def _charge(self, answer: Answer) -> Any:
+        self._call.response_id = self._stream.response_id
+        return await self._settlement.charge(self._call, answer)
 
-def _reported(call: Call, response: Any) -> bool:
-    """Whether a usage comes from the provider, not from LiteLLM's own count.
+    def _answer(self) -> Answer:
+        usage = self._stream.usage
+        if self._call.cached or getattr(self._response, "custom_llm_provider", None) == "cached_response":
+            return Answer(usage or {}, "cache")
+        if usage is None or not self._stream.complete or self._is_made_up():
+            return self._estimate()
+        return Answer(usage, _source(self._call, usage), service_tier=self._stream.service_tier)
 
-    LiteLLM ends every chat stream with a usage; the provider's is among the chunks it collected
-    (litellm/litellm_core_utils/streaming_handler.py, `_finalize_completed_stream`).
-    """
-    collected = _collected(response)
-    if not collected or len(call.attempts) > 1:
-        return True
-    return any(answers.usage_of(chunk) is not None for chunk in collected)
+    def _estimate(self, status: int = 200, error: str | None = None) -> Answer:
+        wrote = count(self._stream.text, self._tokenizer)
+        message = None if error is None else "cut after part of the answer; the delivered part was charged"
+        if status == CLIENT_LEFT and self._call.reasons_unseen:
+            # Nobody can see what it thought, and leaving early must not make thinking free.
+            wrote = max(wrote, self._call.cap * self._call.plan.answers)
+            message = "the client left and no usage came; a model that reasons unseen is charged its output limit"
+        known = self._reported() or self._stream.usage
+        read = self._call.estimated_input(self._tokenizer)
+        usage = answers.estimated(self._call.endpoint.dialect, read, wrote, None if answers.is_zero(known) else known)
+        return Answer(usage, "estimate", status, error, message, self._stream.service_tier)
+
+    def _is_made_up(self) -> bool:
+        """Whether a usage is LiteLLM's own count.
+
+        LiteLLM ends every chat stream with a usage; the provider's is among the chunks it collected
+        (litellm/litellm_core_utils/streaming_handler.py, `_finalize_completed_stream`).
+        """
+        return bool(_collected(self._response)) and len(self._call.attempts) == 1 and self._reported() is None
+
+    def _reported(self) -> answers.Usage | None:
+        """The last usage among the provider's own chunks, for dialects that LiteLLM collects."""
+        if self._call.endpoint.dialect != "openai":
+            return None
+        found = [usage for chunk in _collected(self._response) if (usage := answers.usage_of(chunk)) is not None]
+        return found[-1] if found else None
+
+    async def _read_on(self, drain_s: float) -> None:
+        """Read a stream for its usage, though nobody listens any more."""
+        try:
+            await asyncio.wait_for(self._read_until_complete(), drain_s)
+        except Exception as error:
+            # It is only for a better number: the estimate stands in for it.
+            logger.info("no usage after the client left: %s", type(error).__name__)
+        finally:
+            if self._reading is not None:
+                self._reading.cancel()
+
+    async def _read_until_complete(self) -> None:
+        while not self._stream.complete and (chunk := await self._next()) is not _END:
+            for event in self._stream.split(chunk):
+                self._stream.read(event)
 
 
 def _collected(response: Any) -> list[Any]:
@@ -147,53 +208,3 @@ def _source(call: Call, usage: answers.Usage) -> str:
     if call.endpoint not in (routes.RESPONSES, routes.COMPLETIONS):
         return "usage"
     return "usage" if usage.get("input_tokens_details") or usage.get("prompt_tokens_details") else "estimate"
-
-
-def _estimate(call: Call, stream: Stream, tokenizer: Tokenizer, status: int = 200, error: str | None = None) -> Answer:
-    read = input_estimate(call.demand, tokenizer)
-    usage = answers.estimated(call.endpoint.dialect, read, count(stream.text, tokenizer), stream.usage)
-    message = None if error is None else "cut after part of the answer; the delivered part was charged"
-    return Answer(usage, "estimate", status, error, message, stream.service_tier)
-
-
-async def _cut(
-    call: Call, stream: Stream, settlement: Settlement, tokenizer: Tokenizer, status: int, error: str
-) -> None:
-    if call.ending is not None:
-        await asyncio.shield(call.ending)
-    elif call.attempts:
-        call.response_id = stream.response_id
-        known = stream.usage is not None and stream.complete
-        answer = (
-            Answer(stream.usage or {}, "usage", status, error, "the client left", stream.service_tier)
-            if known
-            else _estimate(call, stream, tokenizer, status, error)
-        )
-        await settlement.charge(call, answer)
-
-
-async def _broken(call: Call, stream: Stream, settlement: Settlement, tokenizer: Tokenizer, error: Exception) -> None:
-    """The provider broke off: what was delivered is charged, nothing for nothing."""
-    status = status_of(error, unknown=502)
-    if stream.text:
-        await _cut(call, stream, settlement, tokenizer, status, "provider_stream_broken")
-    else:
-        await settlement.release(call, status, f"{type(error).__name__} ({status})")
-
-
-async def _read_on(call: Call, source: Any, stream: Stream, drain_s: float) -> None:
-    """Read a stream for its usage, though nobody listens any more."""
-
-    async def read() -> None:
-        while not stream.complete and (chunk := await _next(call, source)) is not _END:
-            for event in stream.split(chunk):
-                stream.read(event)
-
-    try:
-        await asyncio.wait_for(read(), drain_s)
-    except Exception as error:
-        # It is only for a better number: the estimate stands in for it.
-        logger.info("no usage after the client left: %s", type(error).__name__)
-    finally:
-        if call.reading is not None:
-            call.reading.cancel()

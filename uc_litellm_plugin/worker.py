@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import weakref
@@ -24,7 +25,6 @@ _HEALTH_EVERY_S = 1.0
 _OUTBOX_EVERY_S = 1.0
 # Settlements end within two tries at PostgreSQL and one fsync; this is for a disk that hangs.
 _LAST_WORDS_S = 10.0
-_RETRY_START_S = 1.0
 
 
 class Worker:
@@ -46,6 +46,7 @@ class Worker:
         # Weak, so that a call nobody holds any more is not extended for ever: its lease lapses.
         self.calls: weakref.WeakSet[Call] = weakref.WeakSet()
         self._starting: asyncio.Task[None] | None = None
+        self._migrated = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def prepare(self) -> None:
@@ -87,7 +88,9 @@ class Worker:
         endings = [call.ending for call in self.calls if call.ending is not None and not call.ending.done()]
         if endings:
             await asyncio.wait(endings, timeout=_LAST_WORDS_S)
-        await self.ledger.drain()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.ledger.drain(), _LAST_WORDS_S)
+        self.ledger.confess()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -102,9 +105,13 @@ class Worker:
             logger.critical("the database is not ready: %s", error)
             failure.append(error)
         else:
+            self._migrated = True
             logger.info("database schema is up to date; applied now: %s", ", ".join(applied) or "nothing")
 
     async def _start(self) -> None:
+        if not self._migrated:
+            await migrations.migrate(self.settings)
+            self._migrated = True
         await self.database.open()
         await self.ledger.check_outbox()
         holds, usage = self.settings.holds, self.settings.usage

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.texts import CL100K, KINDS, O200K, TOKENIZER, bound, bound_or_code, chat, some_code, taken
-from uc_litellm_plugin import demand
+from uc_litellm_plugin import tokens
 from uc_litellm_plugin.errors import BadRequest
 from uc_litellm_plugin.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Endpoint
 
@@ -53,10 +53,10 @@ def test_the_bound_is_not_wild(kind: str, model: str) -> None:
 def test_long_texts_are_counted_in_pieces() -> None:
     """A text of many pieces counts at least what it counts as a whole, and very long ones their bytes."""
     text = some_code(random.Random(3), 60_000)
-    assert demand.count(text, TOKENIZER) >= len(CL100K.encode(text, disallowed_special=()))
-    assert demand.count("é" * 2_000_001, TOKENIZER) == 4_000_002
-    assert demand.count("", TOKENIZER) == 0
-    assert demand.count("<|endoftext|>\ud800", TOKENIZER) > 1
+    assert tokens.count(text, TOKENIZER) >= len(CL100K.encode(text, disallowed_special=()))
+    assert tokens.count("é" * 2_000_001, TOKENIZER) == 4_000_002
+    assert tokens.count("", TOKENIZER) == 0
+    assert tokens.count("<|endoftext|>\ud800", TOKENIZER) > 1
 
 
 @pytest.mark.parametrize(
@@ -94,25 +94,45 @@ def test_every_dialects_input_counts(endpoint: Endpoint, body: dict[str, Any]) -
     assert 500 < bound(body, endpoint=endpoint) < 1_250
 
 
-TOOLS: list[tuple[dict[str, Any], tuple[str, ...], int]] = [
-    ({"tools": [{"type": "function", "function": {}}]}, (), 0),
-    ({"tools": [{"name": "f", "input_schema": {}}]}, (), 0),
-    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, (), 0),
-    ({"tools": [{"type": "web_search_20250305", "name": "w", "max_uses": 3}]}, ("web_search_20250305",), 3),
-    ({"tools": [{"type": "web_search"}]}, ("web_search",), -1),
-    ({"tools": [{"type": "web_search"}], "max_tool_calls": 4}, ("web_search",), 4),
-    ({"tools": [{"type": "web_search", "max_uses": 0}]}, ("web_search",), -1),
-    ({"tools": [{"type": "web_search", "max_uses": True}]}, ("web_search",), -1),
-    ({"tools": [{"type": "a", "max_uses": 2}, {"type": "b", "max_uses": 3}]}, ("a", "b"), 5),
-    ({"web_search_options": {}}, ("web_search_options",), -1),
+CALLERS_TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "f"}},
+    {"function": {"name": "f"}},
+    {"name": "f", "input_schema": {}, "cache_control": {"type": "ephemeral"}},
+    {"type": "function", "name": "f", "parameters": {}, "strict": True},
+    {"type": "bash_20250124", "name": "bash"},
+]
+PROVIDERS_TOOLS: list[dict[str, Any]] = [
+    {"type": "web_search_20250305", "name": "w", "max_uses": 3},
+    {"type": "web_search"},
+    {"type": "mcp", "server_url": "litellm_proxy", "require_approval": "never"},
+    {"type": "code_interpreter", "container": {"type": "auto"}},
+    {"googleSearch": {}},
+    {"url_context": {}},
+    {"type": "function", "urlContext": {}},
+    {"type": "custom", "googleSearch": {}},
+    {"type": "function", "function": {"name": "f"}, "enterpriseWebSearch": {}},
+    {},
 ]
 
 
-@pytest.mark.parametrize(("fields", "named", "calls"), TOOLS)
-def test_tools_at_the_provider(fields: dict[str, Any], named: tuple[str, ...], calls: int) -> None:
-    """Tools that the caller runs cost nothing more; the others are named, with how often they may run, or -1."""
-    stock = taken(chat("hi", **fields))
-    assert (stock.tools_named, stock.tool_calls) == (named, calls)
+@pytest.mark.parametrize("tool", CALLERS_TOOLS)
+def test_a_callers_tool_is_text(tool: dict[str, Any]) -> None:
+    """A tool that the caller runs costs its description."""
+    assert json.dumps(tool, separators=(",", ":")) in taken(chat("hi", tools=[tool])).text
+
+
+@pytest.mark.parametrize("tool", PROVIDERS_TOOLS)
+def test_a_providers_tool_is_refused(tool: dict[str, Any]) -> None:
+    """A tool that runs at the provider reads and charges what has no bound, however it is spelled."""
+    with pytest.raises(BadRequest) as refused:
+        taken(chat("hi", tools=[{"type": "function", "function": {"name": "f"}}, tool]))
+    assert refused.value.code == "unsupported_tool"
+
+
+def test_web_search_options_are_refused() -> None:
+    """So is the search that is asked for by a field of its own."""
+    with pytest.raises(BadRequest):
+        taken(chat("hi", web_search_options={}))
 
 
 @pytest.mark.parametrize("tools", [["f"], [None], [{"type": 5}], [{"type": ["a"]}]])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.unit.texts import PNG, bound, chat, taken
-from uc_litellm_plugin import demand
+from uc_litellm_plugin import tokens
 from uc_litellm_plugin.errors import BadRequest
 from uc_litellm_plugin.routes import CHAT, MESSAGES, RESPONSES, Endpoint
 
@@ -53,7 +53,7 @@ def test_a_schema_is_text(schema: Any) -> None:
         taken(chat("hi", response_format={"type": "json_schema", "json_schema": {"schema": schema}})),
     ]
     for stock in stocks:
-        assert (stock.images, stock.whole_context, stock.unbounded, stock.tools_named) == (0, False, (), ())
+        assert (stock.images, stock.whole_context, stock.unbounded) == (0, False, ())
 
 
 IMAGES: list[tuple[Endpoint, Any, tuple[int, int, bool, bool]]] = [
@@ -115,11 +115,11 @@ def test_audio_counts_by_its_length() -> None:
     minute = "A" * (60 * 1_000 * 4 // 3)  # 8 kbit/s
     stock = taken(chat([{"type": "input_audio", "input_audio": {"data": minute, "format": "mp3"}}]))
     assert stock.audio_bytes == len(minute)
-    assert demand.input_bound(stock, 10, "gpt-4o-audio") >= 60 * 32
+    assert tokens.input_bound(stock, 10, "gpt-4o-audio") >= 60 * 32
 
 
 def test_remote_images_are_seen_where_only_images_can_be() -> None:
     """A URL is an image for models that read nothing else from one; for others it may be a film."""
     stock = taken(chat([{"type": "image_url", "image_url": {"url": "https://a/b"}}]))
-    assert demand.unseen(stock, "gpt-4o") == ()
-    assert demand.unseen(stock, "gemini/gemini-2.5-pro") == ("remote image",)
+    assert tokens.unseen(stock, "gpt-4o") == ()
+    assert tokens.unseen(stock, "gemini/gemini-2.5-pro") == ("remote image",)

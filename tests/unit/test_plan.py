@@ -148,17 +148,6 @@ def test_a_document_is_held_at_the_context() -> None:
     assert planned(candidate(context=9_999), body=body).bounds[0].input_tokens == 9_999
 
 
-def test_tools_at_the_provider_are_held_with_their_fees() -> None:
-    """Each permitted call may read the context again and costs its fee; without a limit it is refused."""
-    prices = {**CHEAP, "search_context_cost_per_query": {"search_context_size_low": 0.01}}
-    tool = {"type": "web_search", "max_uses": 3}
-    plan = planned(candidate(prices=prices, context=1_000), body={**HELLO, "tools": [tool]}, unbounded_input="hold")
-    (bound,) = plan.bounds
-    assert (bound.input_tokens, bound.rates.fee) == (4_000, Decimal("0.03"))
-    with pytest.raises(BadRequest, match="max_uses"):
-        planned(candidate(context=1_000), body={**HELLO, "tools": [{"type": "web_search"}]}, unbounded_input="hold")
-
-
 def test_a_deployment_outside_is_not_in_the_plan() -> None:
     """Only the plan's own deployments are found in it."""
     plan = planned(candidate("a"), candidate("b"))

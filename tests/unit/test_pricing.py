@@ -158,11 +158,3 @@ def test_free_is_only_what_costs_nothing_at_all() -> None:
     assert pricing.is_free({"input_cost_per_token": 0, "output_cost_per_token": 0.0})
     assert not pricing.is_free({"input_cost_per_token": 0, "output_cost_per_token": 1e-9})
     assert not pricing.is_free({"tiered_pricing": [{}]})
-
-
-def test_the_dearest_tool_fee() -> None:
-    """Of searches, sandboxes and file searches the dearest counts, each per call."""
-    assert pricing.tool_fee({}) == 0
-    entry = {"search_context_cost_per_query": {"low": 0.01, "high": 0.03}, "file_search_cost_per_1k_calls": 2.5}
-    assert pricing.tool_fee(entry) == Decimal("0.03")
-    assert pricing.tool_fee({**entry, "code_interpreter_cost_per_session": 0.04}) == Decimal("0.04")

@@ -10,7 +10,7 @@ from typing import Any
 
 import tiktoken
 
-from uc_litellm_plugin import catalog, demand
+from uc_litellm_plugin import catalog, demand, tokens
 from uc_litellm_plugin.demand import Demand
 from uc_litellm_plugin.errors import BadRequest
 from uc_litellm_plugin.routes import CHAT, Endpoint
@@ -32,7 +32,7 @@ def taken(body: dict[str, Any], endpoint: Endpoint = CHAT) -> Demand:
 
 def bound(body: dict[str, Any], model: str = "gpt-4o", endpoint: Endpoint = CHAT) -> int:
     stock = taken(body, endpoint)
-    return demand.input_bound(stock, demand.count(stock.text, TOKENIZER), model)
+    return tokens.input_bound(stock, tokens.count(stock.text, TOKENIZER), model)
 
 
 def bound_or_code(body: dict[str, Any], endpoint: Endpoint = CHAT) -> str:

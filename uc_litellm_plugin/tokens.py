@@ -1,0 +1,137 @@
+"""How many tokens the input of a request can be, and what it is taken for when nobody says.
+
+The text is counted with the tokenizers that OpenAI publishes, which bounds OpenAI's models exactly. For the others it
+is the larger of that count times a factor per family, and of a count by kinds of characters that no packing of whole
+phrases into one token defeats. A token of every tokenizer in use stands for at least one byte (byte-level BPE, or
+SentencePiece with byte fallback), so the bytes bound all of them. Images and audio come from a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .demand import Demand
+
+Tokenizer = Callable[[str], int]
+
+# Tokenizing is bounded: pieces keep BPE merging linear, beyond the limit each byte counts as a token.
+_PIECE = 4_096
+_LONGEST = 2_000_000
+LONG_TEXT = 20_000
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family of models turns input into tokens.
+
+    Attributes
+    ----------
+    factor
+        Most tokens per token of our count.
+    exact
+        Our count is by this family's own tokenizers.
+    image
+        Most tokens one image costs.
+    remote_images
+        True where a URL can only be read as an image; elsewhere it may be a document or a film.
+    tools
+        Tokens of the hidden prompt that comes with tools.
+    """
+
+    factor: float
+    image: int
+    exact: bool = False
+    remote_images: bool = False
+    tools: int = 200
+
+
+# Images: https://platform.openai.com/docs/guides/images (gpt-4o-mini: 2833 + 48 tiles at most of 5667 are scaled down
+# to 8 tiles), https://docs.anthropic.com/en/docs/build-with-claude/vision, https://ai.google.dev/gemini-api/docs/tokens.
+_FAMILIES: tuple[tuple[tuple[str, ...], Family], ...] = (
+    (("gpt-4o-mini",), Family(1.02, 48_169, exact=True, remote_images=True)),
+    (
+        ("gpt-", "o1", "o3", "o4", "chatgpt", "text-embedding", "davinci", "babbage"),
+        Family(1.02, 4_000, exact=True, remote_images=True),
+    ),
+    (("claude",), Family(1.6, 5_000, remote_images=True, tools=1_000)),
+    (("gemini", "gemma"), Family(1.4, 5_200)),
+)
+_OTHER = Family(1.8, 8_000)
+
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_DIGITS = b"0123456789"
+_BEYOND_ASCII = bytes(range(128, 256))
+
+_FRAMING_PER_PART = 12
+_FRAMING = 32
+
+
+def family(model: str) -> Family:
+    """The family of a model, by the name the provider knows it under."""
+    name = model.rsplit("/", 1)[-1].lower()
+    return next((value for names, value in _FAMILIES if name.startswith(names)), _OTHER)
+
+
+def count(text: str, tokenizer: Tokenizer) -> int:
+    """Tokens of a text by one tokenizer; never fewer than it would count in one go."""
+    if len(text) > _LONGEST:
+        return len(text.encode("utf-8", "replace"))
+    return sum(tokenizer(text[start : start + _PIECE]) for start in range(0, len(text), _PIECE))
+
+
+def input_bound(demand: Demand, counted: int, model: str) -> int:
+    """The most tokens this model can count for the input that is seen.
+
+    Parameters
+    ----------
+    demand
+        What was asked.
+    counted
+        `count(demand.text, …)`.
+    model
+        The model's name at its provider, which tells the family.
+    """
+    kind = family(model)
+    data = demand.text.encode("utf-8", "replace")
+    text = int(counted * kind.factor) + 1 if kind.exact else max(int(counted * kind.factor) + 1, _by_characters(data))
+    text = min(text, len(data))
+    framing = _FRAMING + demand.parts * _FRAMING_PER_PART + (kind.tools if '"tools":' in demand.text else 0)
+    return text + demand.token_ids + framing + _media(demand, kind)
+
+
+def _by_characters(data: bytes) -> int:
+    """Tokens of a text by any tokenizer that cuts words into pieces of 2.5 letters or more, and digits and symbols one
+    by one. The count by a given tokenizer can be made small with phrases that are single tokens in it (a word of code
+    of 26 letters, a row of eleven symbols) and many in another one."""
+    letters, digits, blanks = (len(data) - len(data.translate(None, kind)) for kind in (_LETTERS, _DIGITS, b" "))
+    ascii_bytes = len(data.translate(None, _BEYOND_ASCII))
+    symbols = ascii_bytes - letters - digits - blanks
+    return int(letters / 2.5 + digits + symbols + blanks / 4 + (len(data) - ascii_bytes) * 0.6) + 1
+
+
+def input_estimate(demand: Demand, tokenizer: Tokenizer, model: str, context: int | None) -> int:
+    """The number of input tokens to charge when the provider does not say.
+
+    It is on the high side, so that leaving before the provider's own count comes is never cheaper than waiting for it:
+    media by the table, documents and what cannot be seen by the context window.
+
+    Parameters
+    ----------
+    model, context
+        Of the candidate that was asked.
+    """
+    text = count(demand.text, tokenizer) + demand.token_ids
+    hidden = demand.whole_context or unseen(demand, model)
+    return max(text + _media(demand, family(model)), context or 0 if hidden else 0)
+
+
+def _media(demand: Demand, kind: Family) -> int:
+    # 16 bytes a token is eight times the densest speech codec at 10 tokens a second.
+    return (demand.images + demand.remote_images) * kind.image + demand.audio_bytes // 16
+
+
+def unseen(demand: Demand, model: str) -> tuple[str, ...]:
+    """What of the input this model would read but nobody can measure here."""
+    remote = ("remote image",) if demand.remote_images and not family(model).remote_images else ()
+    return demand.unbounded + remote
