@@ -122,7 +122,7 @@ class Outbox:
                 found = path.stat()
             except FileNotFoundError:
                 continue
-            yield found.st_size, int(path.name.split("-", 1)[0]) / 1e9
+            yield found.st_size, found.st_mtime
 
 
 class Segment:

@@ -48,6 +48,8 @@ PRICES = {
     "cheap": Price("1.7", "6.1", "0.47"),
     "dear": Price("17", "61", "4.7"),
 }
+# What LiteLLM's map says of the tier that was asked for, where the provider does not say which it served.
+PRIORITY = {upstream_key("gpt-mini-map"): Price("0.25", "1.0", "0.125")}
 _BY_KEY = {upstream_key(name): price for name, price in PRICES.items()}
 
 
@@ -58,7 +60,10 @@ def credits(usd: Decimal, multiplier: str = "1") -> Decimal:
 
 def of_call(call: Json) -> Decimal:
     """The credits that a call in the upstream's books costs; its provider key tells the deployment."""
-    return credits(_BY_KEY[call["api_key"]].usd(call["usage"])) if call["usage"] else Decimal(0)
+    if not call["usage"]:
+        return Decimal(0)
+    asked = PRIORITY if call["body"].get("service_tier") == "priority" else _BY_KEY
+    return credits(asked[call["api_key"]].usd(call["usage"]))
 
 
 def of_tokens(deployment: str, read: int, wrote: int, cached: int = 0) -> Decimal:
