@@ -972,7 +972,7 @@ $$;
 
 -- Where the usage log and the ledger tell different stories of a call, of those charged or logged in a period (null: open
 -- end). One snapshot; no row when all agrees. The audit proves the same for all time, this says what to look at.
-CREATE OR REPLACE FUNCTION reconcile_calls(p_since timestamptz DEFAULT NULL, p_until timestamptz DEFAULT NULL)
+CREATE OR REPLACE FUNCTION reconcile_calls(p_since timestamptz, p_until timestamptz)
 RETURNS TABLE (finding text, user_id text, hold_id uuid, charged credits, usage_cost credits, created_at timestamptz)
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     WITH pairs AS (
@@ -1107,12 +1107,14 @@ CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE OR UPDATE ON pow
 CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE OR UPDATE ON providers
     FOR EACH ROW EXECUTE FUNCTION notify_change();
 
--- Whether a settled call of this user made the stored response with this id.
+-- Whether a call of this user made the stored response with this id and paid for all of it: what a client left in the
+-- middle is charged for its part only, though the provider may have stored the whole.
 CREATE OR REPLACE FUNCTION made_response(p_user_id text, p_response_id text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     SELECT EXISTS (
         SELECT FROM llm_usage_log
         WHERE user_id = p_user_id AND call_type = 'aresponses' AND metadata ->> 'response_id' = p_response_id
+            AND success AND cost_source = 'usage'
     )
 $$;
 

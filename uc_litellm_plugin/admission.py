@@ -76,6 +76,7 @@ class Admission:
             The power level cannot be read.
         """
         requests.check_body(endpoint, inbound.body, self._settings.requests.extra_fields)
+        requests.check_model(model)
         wish = demand.measure(endpoint, inbound.body)
         level = await self._level(caller)
         counted = await self._count(wish)

@@ -46,6 +46,9 @@ async def read(request: Request, path: str) -> Inbound:
     body = await _read_request_body(request=request) if billed else {}
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object.")
+    if billed and "model" in request.query_params:
+        # LiteLLM would take it over the body's, which is what was checked.
+        raise BadRequest("The model belongs into the body, not into the query.", code="invalid_model", param="model")
     headers = {name.lower(): value for name, value in request.headers.items()}
     return Inbound(dict(body), headers, request.client.host if request.client else None)
 

@@ -112,7 +112,7 @@ def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> 
     """
     for field in body:
         _check_field(endpoint, field, extra_fields)
-    _check_model(body.get("model"))
+    check_model(body.get("model"))
     for field in CAP_FIELDS:
         whole_number(body, field, LARGEST_CAP)
     for field in ("n", "best_of"):
@@ -135,7 +135,14 @@ def _check_field(endpoint: Endpoint, field: str, extra_fields: frozenset[str]) -
         )
 
 
-def _check_model(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Refuse what is not the name of one model: LiteLLM calls each of several names with commas between them.
+
+    Raises
+    ------
+    BadRequest
+        It is no text, empty, too long, or holds a comma or a control character.
+    """
     if not isinstance(model, str) or not model.strip() or len(model) > 512:
         raise BadRequest("'model' must name one model.", code="invalid_model", param="model")
     if "," in model or any(unicodedata.category(char) == "Cc" for char in model):

@@ -32,10 +32,10 @@ def refused(name: str, ask: str, fields: Json, says: str = "", status: int = 400
     return Hostile(name, path, {**body, **fields}, status, says or next(iter(fields)))
 
 
-def allowed(name: str, ask: str, fields: Json, headers: dict[str, str] | None = None, query: str = "") -> Hostile:
+def allowed(name: str, ask: str, fields: Json, headers: dict[str, str] | None = None) -> Hostile:
     """A request that is harmless: it is answered and paid."""
     path, body = ASKS[ask]
-    return Hostile(name, path + query, {**body, **fields}, 200, headers=headers or {}, reaches=True)
+    return Hostile(name, path, {**body, **fields}, 200, headers=headers or {}, reaches=True)
 
 
 def raw(name: str, content: bytes, status: int = 400, kind: str = "application/json") -> Hostile:
@@ -152,7 +152,8 @@ ALLOWED = [
     allowed("x-litellm-tags", "chat", {}, {"x-litellm-tags": "a,b"}),
     allowed("x-litellm-disable-callbacks", "chat", {}, {"x-litellm-disable-callbacks": "uc_litellm_plugin,UcHandler"}),
     allowed("service_tier priority", "chat", {"model": "gpt-mini-map", "service_tier": "priority"}),
-    allowed("another model in the query", "chat", {}, query="?model=claude"),
+    Hostile("another model in the query", "/v1/chat/completions?model=claude", ASKS["chat"][1], 400, "model"),
+    Hostile("many models in the query", "/v1/chat/completions?model=claude,free", ASKS["chat"][1], 400, "model"),
     allowed(
         "image by URL",
         "chat",

@@ -7,6 +7,7 @@ import socket
 from decimal import Decimal
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.acceptance import prices
@@ -107,3 +108,16 @@ def test_tools_of_the_provider(proxy: Proxy, upstream: Upstream, account: Accoun
     answer = ask(proxy, account, "chat", tools=[tool])
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_tool")
     assert asked(upstream) == []
+
+
+def test_fetching_what_was_left(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:
+    """A response whose stream was left in the middle is paid in part, and so cannot be fetched whole."""
+    upstream.set_faults({"kind": "slow", "seconds": 0.1})
+    path, body = request("responses", True, input="say 30 words")
+    with connected(proxy) as connection:
+        connection.sendall(raw(account, "POST", path, body, last=True))
+        begun = received(connection, b"output_text.delta")
+    (response_id,) = {json.loads(line[6:])["response"]["id"] for line in begun.splitlines() if b'"response":{' in line}
+    bank.settled(account)
+    url = f"{proxy.url}/v1/responses/{response_id}"
+    assert httpx.get(url, headers=account.headers, trust_env=False, timeout=30).status_code >= 400
