@@ -1,0 +1,48 @@
+"""What one proxy worker runs beside its requests."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from uc_litellm_plugin import settings as settings_module
+from uc_litellm_plugin.errors import LedgerUnavailable
+from uc_litellm_plugin.settings import Settings
+from uc_litellm_plugin.worker import Worker
+
+NOBODY = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+def settings_at(url: str, state_dir: Path) -> Settings:
+    """The settings of a worker on this database."""
+    return settings_module.load({"UC_STATE_DIR": str(state_dir), "UC_DATABASE_URL": url})
+
+
+async def test_a_database_that_comes_late(tmp_path: Path, empty_database_url: str) -> None:
+    """A worker that started before PostgreSQL refuses calls, and makes the schema when it is there."""
+    worker = Worker(settings_at(NOBODY, tmp_path))
+    worker.prepare()
+    with pytest.raises(LedgerUnavailable):
+        await worker.ready()
+    late = Worker(settings_at(empty_database_url, tmp_path))
+    try:
+        await late.ready()
+        assert await late.database.fetchval("SELECT count(*) FROM power_level_configs") == 3
+    finally:
+        await late.stop()
+
+
+async def test_stopping_writes_what_was_asked_for(tmp_path: Path, database_url: str) -> None:
+    """Settlements that were asked for before the stop are in the database after it."""
+    worker = Worker(settings_at(database_url, tmp_path))
+    await worker.ready()
+    await worker.database.execute("SELECT create_account('ann')")
+    record = {"hold_id": "00000000-0000-0000-0000-000000000001", "user_id": "ann", "action": "settle",
+              "charge": "1.5", "usage": None}  # fmt: skip
+
+    asking = asyncio.ensure_future(worker.ledger.settle(record))
+    await asyncio.sleep(0)
+    await worker.stop()
+    assert (await asking).charged == 1.5
