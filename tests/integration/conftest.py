@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 
+from tests.integration.bills import Shop
+from tests.integration.commands import Result, Run
 from tests.integration.ledgers import USER, Counted
+from uc_litellm_plugin import cli
+from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.ledger import Ledger
 from uc_litellm_plugin.outbox import Outbox
 from uc_litellm_plugin.settings import Settings
@@ -20,6 +24,14 @@ async def database(settings: Settings) -> Any:
 
 
 @pytest.fixture
+async def shop(db: Database, settings: Settings) -> Shop:
+    """A user with 100 credits, who makes calls that a provider bills."""
+    shop = Shop(db, settings)
+    await shop.add()
+    return shop
+
+
+@pytest.fixture
 def outbox(tmp_path: Path) -> Outbox:
     return Outbox(tmp_path / "outbox", 1_000_000)
 
@@ -27,3 +39,32 @@ def outbox(tmp_path: Path) -> Outbox:
 @pytest.fixture
 def ledger(database: Counted, outbox: Outbox) -> Ledger:
     return Ledger(database, outbox, 120)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory and an environment without settings of ours."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("UC_DATABASE_URL", "UC_CONFIG", "UC_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run_anywhere(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `uc-litellm` in this process."""
+
+    def run(*args: str) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(args)
+        out, err = capsys.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def run(run_anywhere: Run, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `uc-litellm` on the test's own database."""
+    monkeypatch.setenv("UC_DATABASE_URL", database_url)
+    return run_anywhere

@@ -4,66 +4,14 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
 
-from uc_litellm_plugin import api_keys, cli
+from tests.integration.commands import Run
+from uc_litellm_plugin import api_keys
 from uc_litellm_plugin.settings import Settings
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> dict[str, str]:
-        error: dict[str, str] = json.loads(self.err)["error"]
-        return error
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory and an environment without settings of ours."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("UC_DATABASE_URL", "UC_CONFIG", "UC_STATE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def run_anywhere(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `uc-litellm` in this process."""
-
-    def run(*args: str) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(args)
-        out, err = capsys.readouterr()
-        return Result(int(ended.value.code or 0), out, err)
-
-    return run
-
-
-@pytest.fixture
-def run(run_anywhere: Run, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `uc-litellm` on the test's own database."""
-    monkeypatch.setenv("UC_DATABASE_URL", database_url)
-    return run_anywhere
 
 
 def test_an_account_from_opening_to_audit(run: Run) -> None:
@@ -120,7 +68,7 @@ def test_a_refund_takes_what_is_there(run: Run) -> None:
     """A negative refund takes the balance and leaves the rest as debt; a negative bonus is refused."""
     run("users", "add", "ann")
     run("credits", "add", "ann", "5")
-    taken = run("credits", "add", "ann", "-8", "--type", "refund", "--json").json
+    taken = run("credits", "add", "ann", "-8", "--type", "refund", "--notes", "unused", "--json").json
     assert (taken["credits_remaining"], taken["credits_debt"]) == ("0.000000", "3.000000")
     refused = run("credits", "add", "ann", "-1", "--json")
     assert (refused.code, refused.error["code"]) == (1, "invalid_amount")
