@@ -206,7 +206,7 @@ def _taken(error: str, earlier: UUID) -> Conflict:
             metadata={"request_id": str(earlier)},
             headers={"retry-after": "1", "x-should-retry": "true"},
         )
-    why = "was used for another body" if error == "idempotency_reused" else "was answered and charged already"
+    why = "was used for another body" if error == "idempotency_reused" else "belongs to a call that has ended"
     return Conflict(
         f"This Idempotency-Key {why} (request {earlier}): use a new key for a new call.",
         code=error,
