@@ -12,7 +12,9 @@ from .routes import Dialect
 
 Usage = Mapping[str, Any]
 
-COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
+_COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+# Far beyond any context window: a provider that reports more has a fault.
+_MOST_TOKENS = 1_000_000_000
 
 
 # Strings that say what a part is, rather than being what it says.
@@ -35,14 +37,16 @@ def get(value: Any, name: str) -> Any:
 
 
 def usage_of(answer: Any) -> Usage | None:
-    """The provider's usage in an answer, None where it is missing or all zero."""
+    """The provider's usage in an answer, None where it is missing or says nothing."""
     usage = plain(get(answer, "usage"))
-    return None if is_zero(usage) else usage
+    return usage if says_something(usage) else None
 
 
-def is_zero(usage: Any) -> bool:
-    """Whether a usage says nothing: missing, or nothing in it but zeros."""
-    return not isinstance(usage, Mapping) or not any(usage.get(name) for name in COUNTS)
+def says_something(usage: Any) -> bool:
+    """Whether a usage can be charged by: numbers of tokens, not all zero, none absurd."""
+    if not isinstance(usage, Mapping):
+        return False
+    return 0 < sum(_number(usage, name) for name in _COUNTS) <= _MOST_TOKENS
 
 
 def stored_id(answer: Any) -> str | None:

@@ -13,7 +13,7 @@ from .requests import Body, answers, named_cap
 from .routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Endpoint
 
 _PROMPT_FIELDS: Mapping[Endpoint, tuple[str, ...]] = {
-    CHAT: ("messages", "tools", "functions", "response_format", "prediction"),
+    CHAT: ("messages", "tools", "functions", "response_format"),
     COMPLETIONS: ("prompt", "suffix"),
     EMBEDDINGS: ("input",),
     RESPONSES: ("input", "instructions", "tools", "text"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .answers import COUNTS, Usage, get, plain, spoken, stored_id, usage_of, write_cost
+from .answers import Usage, get, plain, says_something, spoken, stored_id, usage_of, write_cost
 from .routes import Dialect
 
 
@@ -48,17 +48,26 @@ class Stream(ABC):
         """What waited for more when the stream ended."""
         return ()
 
+    @property
+    def counted(self) -> bool:
+        """Whether the provider's usage covers all that was delivered so far."""
+        return self.complete
+
     def broke_off(self) -> bool:
         """Whether a stream that ended should have gone on."""
         return self.failed
+
+    def leftover(self) -> list[Any]:
+        """What was held back when the stream ended; it goes out after the settlement."""
+        return []
 
     @abstractmethod
     def read(self, event: Any) -> bool:
         """Take note of an event; true where it delivers output."""
 
     @abstractmethod
-    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
-        """The event as the client gets it, None to leave it out; `charged` is known once the usage is complete."""
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
+        """What the client gets for an event, which may be nothing; `charged` is known once the usage is complete."""
 
     def _note(self, *sources: Any) -> bool:
         before = len(self._texts)
@@ -88,14 +97,14 @@ class ChatStream(Stream):
         delta = plain(get(choice, "delta"))
         return self._note(delta if isinstance(delta, Mapping) else None, get(choice, "text"))
 
-    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
         usage = get(event, "usage")
         if usage is None:
-            return event
+            return [event]
         if not wants_usage:
             return _without_usage(event)
         # A copy, since LiteLLM keeps the chunk for its own books.
-        return event if charged is None else _with_usage(event, _costed(usage, charged))
+        return [event if charged is None else _with_usage(event, _costed(usage, charged))]
 
 
 class ResponsesStream(Stream):
@@ -112,10 +121,10 @@ class ResponsesStream(Stream):
                 self.usage, self.complete = usage, _name(event) in self._TERMINAL
         return _name(event).endswith(".delta") and self._note(plain(get(event, "delta")))
 
-    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
         if charged is not None and _name(event) in self._TERMINAL:
             write_cost(get(event, "response"), charged)
-        return event
+        return [event]
 
 
 class MessagesStream(Stream):
@@ -125,6 +134,8 @@ class MessagesStream(Stream):
         super().__init__()
         self._cut = b""
         self._stopped = False
+        self._held: Any = None
+        self._usage_is_last = False
 
     def split(self, chunk: Any) -> Iterator[Any]:
         if not isinstance(chunk, bytes | str):
@@ -138,9 +149,13 @@ class MessagesStream(Stream):
     def rest(self) -> Iterable[Any]:
         return (self._cut,) if self._cut else ()
 
+    @property
+    def counted(self) -> bool:
+        return self.complete or (self._usage_is_last and self.usage is not None)
+
     def broke_off(self) -> bool:
         # LiteLLM's translation of other dialects just ends when its source breaks.
-        return self.failed or not (self._stopped or self.complete)
+        return self.failed or not (self._stopped or self.counted)
 
     def read(self, event: Any) -> bool:
         data = _frame_data(event)
@@ -151,12 +166,14 @@ class MessagesStream(Stream):
             self._merge(message.get("usage"))
         elif kind == "message_delta":
             self._merge(data.get("usage"))
-            self.complete = self.usage is not None
+            self._usage_is_last = True
         elif kind == "message_stop":
             self._stopped = True
+            self.complete = self.counted
         elif kind == "error":
             self.failed = True
         elif kind == "content_block_delta":
+            self._usage_is_last = False
             delta = data.get("delta") or {}
             return self._note({key: value for key, value in delta.items() if key not in ("type", "signature")})
         elif kind == "content_block_start":
@@ -166,14 +183,17 @@ class MessagesStream(Stream):
             )
         return False
 
-    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> Any:
-        data = _frame_data(event)
-        if charged is None or data.get("type") != "message_delta" or not isinstance(data.get("usage"), dict):
-            return event
-        data["usage"]["cost"] = float(charged)
-        if isinstance(event, bytes):
-            return b"event: message_delta\ndata: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
-        return data
+    def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
+        # The event with the usage waits for the next one: only if that is the end was it the provider's last word.
+        held, self._held = self._held, None
+        before = [] if held is None else [_costed_delta(held, charged)]
+        if _frame_data(event).get("type") == "message_delta":
+            self._held = event
+            return before
+        return [*before, event]
+
+    def leftover(self) -> list[Any]:
+        return [] if self._held is None else [self._held]
 
     def _merge(self, usage: Any) -> None:
         if isinstance(usage, Mapping):
@@ -183,7 +203,7 @@ class MessagesStream(Stream):
                 counts = isinstance(value, int) and isinstance(merged.get(key), int)
                 merged[key] = max(merged[key], value) if counts else merged.get(key) if value is None else value
             self.service_tier = merged.get("service_tier") or self.service_tier
-            self.usage = merged if any(merged.get(name) for name in COUNTS) else None
+            self.usage = merged if says_something(merged) else None
 
 
 def _name(event: Any) -> str:
@@ -210,11 +230,22 @@ def _frame_data(event: Any) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _without_usage(event: Any) -> Any:
-    """A chunk for a client that asked for no usage: None when it carries nothing else."""
+def _costed_delta(event: Any, charged: Decimal | None) -> Any:
+    """A `message_delta` with the charge in its usage."""
+    data = _frame_data(event)
+    if charged is None or not isinstance(data.get("usage"), dict):
+        return event
+    data = {**data, "usage": {**data["usage"], "cost": float(charged)}}
+    if isinstance(event, bytes):
+        return b"event: message_delta\ndata: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+    return data
+
+
+def _without_usage(event: Any) -> list[Any]:
+    """A chunk for a client that asked for no usage: nothing when it carries nothing else."""
     if not any(_says_something(choice) for choice in get(event, "choices") or ()):
-        return None
-    return _with_usage(event, None)
+        return []
+    return [_with_usage(event, None)]
 
 
 def _with_usage(event: Any, usage: Any) -> Any:

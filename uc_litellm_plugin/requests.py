@@ -49,7 +49,7 @@ _FIELDS: Mapping[Endpoint, frozenset[str]] = {
         | _SAMPLING
         | _CACHING
         | {"messages", "audio", "function_call", "functions", "logprobs", "max_completion_tokens", "max_tokens"}
-        | {"modalities", "n", "parallel_tool_calls", "prediction", "reasoning", "reasoning_effort", "response_format"}
+        | {"modalities", "n", "parallel_tool_calls", "reasoning", "reasoning_effort", "response_format"}
         | {"stream_options", "thinking", "tool_choice", "tools", "top_logprobs", "verbosity", "web_search_options"}
     ),
     COMPLETIONS: frozenset(
@@ -59,13 +59,13 @@ _FIELDS: Mapping[Endpoint, frozenset[str]] = {
     RESPONSES: frozenset(
         _CACHING
         | {"model", "stream", "user", "metadata", "temperature", "top_p", "top_logprobs", "input", "background"}
-        | {"conversation", "context_management", "include", "instructions", "max_output_tokens", "max_tool_calls"}
+        | {"conversation", "include", "instructions", "max_output_tokens", "max_tool_calls"}
         | {"parallel_tool_calls", "previous_response_id", "prompt", "reasoning", "stream_options", "text"}
         | {"tool_choice", "tools", "truncation"}
     ),
     MESSAGES: frozenset(
         {"model", "messages", "max_tokens", "metadata", "stop_sequences", "stream", "system", "temperature"}
-        | {"thinking", "tool_choice", "tools", "top_k", "top_p", "service_tier", "context_management"}
+        | {"thinking", "tool_choice", "tools", "top_k", "top_p", "service_tier"}
         | {"output_config", "output_format", "cache_control"}
     ),
 }

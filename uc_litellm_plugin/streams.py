@@ -76,15 +76,18 @@ class _Relay:
         """The client's events; the call has ended before the last of them."""
         while (chunk := await self._next()) is not _END:
             for event in self._stream.split(chunk):
-                if (kept := await self._pass(event)) is not None:
+                for kept in await self._pass(event):
                     yield kept
         for event in self._stream.rest():
-            yield await self._pass(event)
+            for kept in await self._pass(event):
+                yield kept
         await self._finish()
+        for event in self._stream.leftover():
+            yield event
 
     async def left(self, drain_s: float) -> None:
         """The client is gone: charge what it got, and for what reasons unseen what the provider says."""
-        if not self._stream.complete and self._call.reasons_unseen:
+        if not self._stream.counted and self._call.reasons_unseen:
             await self._read_on(drain_s)
         if self._call.under_way:
             await self._charge_part(CLIENT_LEFT, "client_disconnected")
@@ -108,7 +111,7 @@ class _Relay:
         except StopAsyncIteration:
             return _END
 
-    async def _pass(self, event: Any) -> Any:
+    async def _pass(self, event: Any) -> list[Any]:
         if self._stream.read(event) and self._call.first_token is None:
             self._call.saw_output()
             self._on_first()
@@ -129,7 +132,7 @@ class _Relay:
         await self._charge(self._answer())
 
     async def _charge_part(self, status: int, error: str) -> None:
-        if self._stream.complete:
+        if self._stream.counted:
             message = "cut after the provider's usage, which was charged"
             await self._charge(
                 Answer(self._stream.usage or {}, "usage", status, error, message, self._stream.service_tier)
@@ -145,7 +148,7 @@ class _Relay:
         usage = self._stream.usage
         if self._call.cached or getattr(self._response, "custom_llm_provider", None) == "cached_response":
             return Answer(usage or {}, "cache")
-        if usage is None or not self._stream.complete or self._is_made_up():
+        if usage is None or not self._stream.counted or self._is_made_up():
             return self._estimate()
         return Answer(usage, _source(self._call, usage), service_tier=self._stream.service_tier)
 
@@ -158,7 +161,9 @@ class _Relay:
             message = "the client left and no usage came; a model that reasons unseen is charged its output limit"
         known = self._reported() or self._stream.usage
         read = self._call.estimated_input(self._tokenizer)
-        usage = answers.estimated(self._call.endpoint.dialect, read, wrote, None if answers.is_zero(known) else known)
+        usage = answers.estimated(
+            self._call.endpoint.dialect, read, wrote, known if answers.says_something(known) else None
+        )
         return Answer(usage, "estimate", status, error, message, self._stream.service_tier)
 
     def _is_made_up(self) -> bool:

@@ -27,12 +27,19 @@ class Recording:
         The numbers of the events that carry a word.
     complete
         The number of the event with the whole usage.
+    ended
+        The number of the event that shows this usage to be the last: it settles the call, and lets the one before out.
     """
 
     endpoint: Endpoint
     events: tuple[Any, ...]
     speaks: tuple[int, ...]
     complete: int
+
+    @property
+    def ended(self) -> int:
+        """See above."""
+        return self.complete + 1 if self.endpoint is MESSAGES else self.complete
 
     def words_before(self, event: int) -> int:
         """How many words are in the events before that one."""

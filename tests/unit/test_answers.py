@@ -48,7 +48,7 @@ def test_a_strange_frame_passes_through(data: bytes) -> None:
     stream = MessagesStream()
     event = b"event: x\ndata: " + data + b"\n\n"
     assert [stream.read(each) for each in stream.split(event)] == [False]
-    assert stream.priced(event, Decimal(1), True) == event
+    assert stream.priced(event, Decimal(1), True) == [event]
     assert (stream.usage, stream.text) == (None, "")
 
 
@@ -91,7 +91,7 @@ def test_strange_numbers_are_zero(name: str, number: str) -> None:
 @pytest.mark.parametrize(
     ("usage", "is_there"),
     [
-        ({"prompt_tokens": 1}, True), ({"input_tokens": 0, "output_tokens": 2}, True), ({"total_tokens": 3}, True),
+        ({"prompt_tokens": 1}, True), ({"input_tokens": 0, "output_tokens": 2}, True), ({"total_tokens": 3}, False),
         ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, False), ({}, False), (None, False),
         ("text", False), ([], False), (Usage(prompt_tokens=1, completion_tokens=0, total_tokens=1), True),
         (Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0), False),

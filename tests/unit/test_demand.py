@@ -65,7 +65,6 @@ def test_long_texts_are_counted_in_pieces() -> None:
         ("tools", [{"type": "function", "function": {"name": "f", "parameters": {"description": "word " * 500}}}]),
         ("functions", [{"name": "f", "parameters": {"description": "word " * 500}}]),
         ("response_format", {"type": "json_schema", "json_schema": {"description": "word " * 500}}),
-        ("prediction", {"type": "content", "content": "word " * 500}),
     ],
 )
 def test_all_that_is_read_counts(field: str, value: Any) -> None:
