@@ -173,7 +173,12 @@ def _responses_usage(plain: Mapping[str, Any]) -> Usage:
 
 def tokenizer() -> Callable[[str], int]:
     """The larger count of OpenAI's two tokenizers; LiteLLM ships their data (litellm_core_utils/tokenizers)."""
-    older, newer = litellm.encoding, tiktoken.get_encoding("o200k_base")
+    older = newer = litellm.encoding
+    try:
+        newer = tiktoken.get_encoding("o200k_base")
+    except (OSError, ValueError) as error:
+        # An operator's own cache directory without this encoding, and no network to fetch it.
+        logger.warning("o200k_base is not at hand, holds of OpenAI's newer models may be too low: %s", error)
     return lambda text: max(
         len(older.encode(text, disallowed_special=())), len(newer.encode(text, disallowed_special=()))
     )

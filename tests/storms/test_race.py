@@ -16,8 +16,8 @@ import pytest
 from tests.acceptance import prices
 from tests.acceptance.asking import ask, asked, request
 from tests.acceptance.bank import NOTHING, Account, Balance, Bank
-from tests.acceptance.test_shutdown import proxy_at
 from tests.proxy import Json, Proxy
+from tests.storms.test_shutdown import proxy_at
 from tests.upstream import Upstream
 
 AFFORDED, CLIENTS_PER_PROXY = 37, 100
