@@ -123,8 +123,8 @@ def wrongs(call: Call, books: list[Json], answered: list[Json], charges: list[Js
     """Each rule that this call breaks."""
     if len(books) > 1:
         yield f"reached the provider {len(books)} times"
-    if sum(row["times"] for row in charges) > 1:
-        yield f"charged {len(charges)} times: {charges}"
+    if (times := sum(row["times"] for row in charges)) > 1:
+        yield f"charged {times} times: {charges}"
     if call.complete and not answered:
         yield "a complete answer that the provider did not give"
     if call.complete and not charges:

@@ -279,16 +279,24 @@ async def test_without_postgresql_a_cached_key_works(accounts: Accounts, databas
         await accounts.api_key("another")
 
 
-async def settle_answer(database: Database, call_type: str, response_id: str) -> None:
+async def settle_answer(database: Database, call_type: str, response_id: str, source: str = "usage") -> None:
     usage = {"provider": "openai", "model": "m", "power_level": "balanced", "success": True, "cost_usd": "0",
-             "call_type": call_type, "metadata": {"response_id": response_id}}  # fmt: skip
+             "cost_source": source, "call_type": call_type, "metadata": {"response_id": response_id}}  # fmt: skip
     record = {"hold_id": str(uuid4()), "user_id": "ann", "action": "settle", "charge": "1", "usage": usage}
     await database.fetch("SELECT * FROM settle_credits($1)", [record])
 
 
 async def test_who_made_a_response(accounts: Accounts, database: Counted) -> None:
-    """Only the user whose settled call made a stored response may have it."""
+    """Only the user whose call made a stored response, and paid for all of it, may have it."""
     await settle_answer(database, "aresponses", "resp_1")
     await settle_answer(database, "acompletion", "chat_1")
-    asked = [("ann", "resp_1"), ("bob", "resp_1"), ("ann", "resp_2"), ("ann", ""), ("ann", "chat_1")]
-    assert [await accounts.made_response(*each) for each in asked] == [True, False, False, False, False]
+    await settle_answer(database, "aresponses", "resp_left", "estimate")
+    asked = [
+        ("ann", "resp_1"),
+        ("bob", "resp_1"),
+        ("ann", "resp_2"),
+        ("ann", ""),
+        ("ann", "chat_1"),
+        ("ann", "resp_left"),
+    ]
+    assert [await accounts.made_response(*each) for each in asked] == [True, False, False, False, False, False]
