@@ -16,6 +16,8 @@ USAGE = "INSERT INTO llm_usage_log (user_id, request_id, {0}) VALUES ('ann', 'r'
 HEALTH = "INSERT INTO provider_health (provider, {0}) VALUES ('openai', {1})"
 PACKAGE = "INSERT INTO credit_packages (name, credits, price_usd, {0}) VALUES ('x', {1})"
 LEVEL = "INSERT INTO power_level_configs (name, power_level, {0}) VALUES ('X', {1})"
+RETRY = """INSERT INTO idempotency_keys (hold_id, expires_at, user_id, idempotency_key, {0})
+    VALUES (gen_random_uuid(), now(), {1})"""
 HASH = "repeat('a', 64)"
 
 REFUSED = [
@@ -55,6 +57,9 @@ REFUSED = [
     ("unique_key_hash", API_KEY, "name", f"'ann', {HASH}, 'x'), ('ann', {HASH}, 'y'"),
     ("valid_role", API_KEY, "role", f"'ann', {HASH}, 'root'"),
     ("known_key_account", API_KEY, "name", f"'bob', {HASH}, 'x'"),
+    ("known_idempotency_account", RETRY, "body_hash", f"'bob', 'k', {HASH}"),
+    ("valid_idempotency_key", RETRY, "body_hash", f"'ann', '', {HASH}"),
+    ("valid_body_hash", RETRY, "body_hash", "'ann', 'k', 'x'"),
     ("unique_request_id", USAGE, "app_id", "''), ('bob', 'r', ''"),
     ("positive_tokens", USAGE, "cached_tokens", "-1"),
     ("positive_cost", USAGE, "cost_credits", "-1"),
