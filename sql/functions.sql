@@ -115,21 +115,40 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     FROM user_credits AS a WHERE a.user_id = p_user_id
 $$;
 
+-- A function's columns cannot be replaced, so a form of before this column goes first. Only that one: what was granted on a
+-- function goes with it.
+DO $$
+DECLARE
+    earlier regprocedure;
+BEGIN
+    FOR earlier IN
+        SELECT oid FROM pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace
+            AND proname IN ('load_account', 'load_caller') AND NOT 'power_level_downgrade' = ANY (proargnames)
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', earlier);
+    END LOOP;
+END
+$$;
+
 -- What authentication needs to know of an account; no row for an unknown one.
 CREATE OR REPLACE FUNCTION load_account(p_user_id text)
-RETURNS TABLE (user_id text, tier text, power_level text, status text, monthly_cap credits)
+RETURNS TABLE (
+    user_id text, tier text, power_level text, status text, monthly_cap credits, power_level_downgrade boolean
+)
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT a.user_id, a.tier, a.power_level, a.status, a.monthly_cap FROM user_credits AS a WHERE a.user_id = p_user_id
+    SELECT a.user_id, a.tier, a.power_level, a.status, a.monthly_cap, a.power_level_downgrade
+    FROM user_credits AS a WHERE a.user_id = p_user_id
 $$;
 
 -- The API key with this hash and its account, revoked and lapsed keys too; no row for an unknown one.
 CREATE OR REPLACE FUNCTION load_caller(p_key_hash text)
 RETURNS TABLE (
     key_id uuid, user_id text, role text, key_name text, is_active boolean, expires_at timestamptz,
-    tier text, power_level text, status text, monthly_cap credits
+    tier text, power_level text, status text, monthly_cap credits, power_level_downgrade boolean
 )
 LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT k.id, k.user_id, k.role, k.name, k.is_active, k.expires_at, a.tier, a.power_level, a.status, a.monthly_cap
+    SELECT k.id, k.user_id, k.role, k.name, k.is_active, k.expires_at,
+        a.tier, a.power_level, a.status, a.monthly_cap, a.power_level_downgrade
     FROM user_api_keys AS k JOIN user_credits AS a ON a.user_id = k.user_id
     WHERE k.key_hash = p_key_hash
 $$;
@@ -438,6 +457,28 @@ BEGIN
 END
 $$;
 
+-- What hold_credits would answer now; nothing is written: the very same statement runs and is undone.
+CREATE OR REPLACE FUNCTION rehearse_hold(
+    p_user_id text, p_amount numeric, p_min_amount numeric, p_power_level text DEFAULT NULL
+) RETURNS TABLE (
+    success boolean, error text, duplicate boolean, held credits, credits_remaining credits, credits_held credits,
+    credits_available credits, credits_debt credits, credits_cap_room credits
+)
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    BEGIN
+        SELECT h.* INTO success, error, duplicate, held, credits_remaining, credits_held, credits_available,
+            credits_debt, credits_cap_room
+        FROM hold_credits(gen_random_uuid(), p_user_id, p_amount, p_min_amount, interval '1 second', p_power_level) AS h;
+        -- Undoes the block; what the variables hold stays.
+        RAISE EXCEPTION USING ERRCODE = 'UC000', MESSAGE = 'rehearsed';
+    EXCEPTION WHEN SQLSTATE 'UC000' THEN
+        NULL;
+    END;
+    RETURN NEXT;
+END
+$$;
+
 -- Writes a hold that was found to be in order: the account, the ledger row, the lease. Returns the account after it.
 CREATE OR REPLACE FUNCTION write_hold(
     p_account user_credits, p_hold_id uuid, p_amount numeric, p_ttl interval, p_power_level text, p_metadata jsonb
@@ -588,7 +629,8 @@ $$;
 -- Settling -----------------------------------------------------------------------------------------------------------
 
 -- The state machine of a hold: what becomes of one settlement, release or expiry. p_held is null where the ledger has no
--- hold, p_charged where nothing was charged yet, p_charge where what is to be charged is no amount.
+-- hold, p_charged where nothing was charged yet, p_charge where what is to be charged is no amount. A release may come
+-- before its hold, whose answer was lost: it is written, and the hold then finds itself resolved.
 CREATE OR REPLACE FUNCTION settlement_outcome(
     p_action text, p_charge numeric, p_same_user boolean, p_held numeric, p_ended boolean, p_charged numeric
 ) RETURNS text
@@ -606,6 +648,7 @@ BEGIN
         WHEN p_action = 'settle' AND p_charged IS NOT NULL THEN 'duplicate'
         WHEN p_action = 'settle' AND NOT is_open THEN 'late_settled'
         WHEN p_action = 'settle' THEN 'settled'
+        WHEN p_action = 'release' AND p_held IS NULL AND NOT p_ended AND p_charged IS NULL THEN 'released'
         WHEN NOT is_open OR p_charged IS NOT NULL THEN 'duplicate'
         WHEN p_action = 'release' THEN 'released'
         ELSE 'expired'
@@ -643,7 +686,7 @@ BEGIN
                 ELSE settlement_outcome(action, CASE WHEN fits THEN charge END, same_user, held, ended, charged) END AS outcome
             FROM known
         ), moved AS MATERIALIZED (
-            SELECT *, CASE WHEN outcome IN ('settled', 'released', 'expired') THEN held ELSE 0 END AS freed,
+            SELECT *, CASE WHEN outcome IN ('settled', 'released', 'expired') THEN coalesce(held, 0) ELSE 0 END AS freed,
                 CASE WHEN outcome IN ('settled', 'late_settled') THEN charge ELSE 0 END AS owed,
                 (outcome IN ('settled', 'late_settled', 'released', 'expired'))::integer AS entry
             FROM decided
@@ -752,16 +795,23 @@ BEGIN
 END
 $$;
 
--- Counts the settled calls on the users' own provider keys.
+-- Counts the settled calls on the users' own provider keys, and what they cost there in the month of the settlement.
 CREATE OR REPLACE FUNCTION count_provider_key_use(p_steps settlement_step[]) RETURNS void
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    this_month timestamptz := date_trunc('month', clock_timestamp(), 'UTC');
 BEGIN
     UPDATE user_provider_keys AS k SET
         total_requests = k.total_requests + used.requests,
         total_tokens = k.total_tokens + used.tokens,
+        spent_this_month_usd = CASE WHEN k.last_reset < this_month THEN 0 ELSE k.spent_this_month_usd END + used.usd,
+        last_reset = greatest(k.last_reset, this_month),
+        errors_in_a_row = CASE WHEN used.answered THEN 0 ELSE k.errors_in_a_row END,
         last_used = clock_timestamp()
     FROM (
         SELECT (s.usage ->> 'provider_key_id')::uuid AS id, s.user_id, count(*) AS requests,
+            sum(coalesce((s.usage ->> 'cost_usd')::numeric, 0)) AS usd,
+            bool_or(coalesce((s.usage ->> 'success')::boolean, true)) AS answered,
             sum(coalesce((s.usage ->> 'total_tokens')::bigint,
                 coalesce((s.usage ->> 'prompt_tokens')::bigint, 0) + coalesce((s.usage ->> 'completion_tokens')::bigint, 0))) AS tokens
         FROM unnest(p_steps) AS s
@@ -792,9 +842,10 @@ $$;
 -- Settles and releases holds, in one transaction and in input order. p_settlements is an array of objects
 -- {"hold_id", "user_id", "action": "settle" | "release", "charge", "usage": {columns of llm_usage_log} | null, "notes"}.
 -- A settlement depends on no hold: where its hold has lapsed, was released or never arrived, it still charges. What is not
--- covered by the hold and by what is available becomes debt. Outcomes: settled, late_settled, released, duplicate (nothing
--- left to do), conflict (charged already with another amount, then in charged; or a hold of another account),
--- unknown_account, invalid_amount. A row that repeats a hold id of this batch begins a new run over the rest.
+-- covered by the hold and by what is available becomes debt. A release ends a hold that arrives after it, too. Outcomes:
+-- settled, late_settled, released, duplicate (nothing left to do), conflict (charged already with another amount, then in
+-- charged; or a hold of another account), unknown_account, invalid_amount. A row that repeats a hold id of this batch
+-- begins a new run over the rest.
 CREATE OR REPLACE FUNCTION settle_credits(p_settlements jsonb)
 RETURNS TABLE (
     hold_id uuid, outcome text, charged credits, debt_added credits, credits_remaining credits, credits_held credits,
@@ -919,12 +970,14 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     WITH ledger AS (
         SELECT t.hold_id, min(t.user_id) AS user_id, count(DISTINCT t.user_id) AS users,
             count(*) FILTER (WHERE t.transaction_type = 'hold') AS holds, count(*) FILTER (WHERE t.ends_hold) AS ends,
-            count(*) FILTER (WHERE t.transaction_type = 'debit') AS charges, sum(t.held_delta) AS held
+            count(*) FILTER (WHERE t.transaction_type = 'debit') AS charges, sum(t.held_delta) AS held,
+            count(*) FILTER (WHERE t.transaction_type = 'release') AS releases
         FROM credit_transactions AS t WHERE t.hold_id IS NOT NULL GROUP BY t.hold_id
     ), compared AS (
         SELECT coalesce(l.hold_id, h.hold_id) AS hold_id, coalesce(l.user_id, h.user_id) AS user_id,
             coalesce(l.users, 1) AS users, coalesce(l.holds, 0) AS holds, coalesce(l.ends, 0) AS ends,
-            coalesce(l.charges, 0) AS charges, coalesce(l.held, 0) AS held, h.amount AS leased, h.user_id AS lessee
+            coalesce(l.charges, 0) AS charges, coalesce(l.held, 0) AS held, coalesce(l.releases, 0) AS releases,
+            h.amount AS leased, h.user_id AS lessee
         FROM ledger AS l FULL JOIN credit_holds AS h ON h.hold_id = l.hold_id
     )
     SELECT found.invariant, c.user_id, c.hold_id, found.detail
@@ -934,8 +987,8 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
         ('one_end', c.ends > 1, format('%s ends', c.ends)),
         ('one_charge', c.charges > 1, format('%s charges', c.charges)),
         ('one_account_per_hold', c.users > 1 OR c.lessee <> c.user_id, format('%s accounts, leased by %s', c.users, c.lessee)),
-        ('end_names_hold', c.ends > c.holds, 'ended, but never held'),
-        ('freed_exactly', c.ends = c.holds AND c.held <> 0, format('%s left after its end', c.held)),
+        ('end_names_hold', c.ends > c.holds + c.releases, 'ended, but never held'),
+        ('freed_exactly', c.ends >= c.holds AND c.held <> 0, format('%s left after its end', c.held)),
         ('open_hold_has_lease', c.holds > c.ends AND c.leased IS DISTINCT FROM c.held, format('held %s, leased %s', c.held, c.leased)),
         ('lease_has_open_hold', c.leased IS NOT NULL AND c.holds <= c.ends, format('leased %s, but not open', c.leased))
     ) AS found (invariant, broken, detail)
@@ -1033,6 +1086,60 @@ BEGIN
 END
 $$;
 
+-- Power levels -------------------------------------------------------------------------------------------------------
+
+-- Applies what a settings file says of a power level to its row, which is made where there is none: 'applied'; 'known'
+-- when this very content was the last applied; 'older' when the row was edited later. p_values names columns, the others
+-- stay. A file that changed under a running worker was edited p_age ago, by this database's clock; one that is read at a
+-- start, at its time p_modified, by the clock of who wrote it.
+CREATE OR REPLACE FUNCTION apply_power_level(
+    p_power_level text, p_values jsonb, p_checksum text, p_modified timestamptz DEFAULT NULL, p_age interval DEFAULT NULL
+) RETURNS text
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    edit_time timestamptz := coalesce(clock_timestamp() - p_age, least(p_modified, clock_timestamp()));
+    level power_level_configs := lock_power_level(p_power_level);
+BEGIN
+    IF level.yaml_checksum = p_checksum THEN
+        RETURN 'known';
+    ELSIF level.edited_at >= edit_time THEN
+        RETURN 'older';
+    END IF;
+    level := jsonb_populate_record(level, p_values);
+    UPDATE power_level_configs SET
+        name = level.name,
+        description = level.description,
+        preferred_providers = level.preferred_providers,
+        fallback_strategy = level.fallback_strategy,
+        cost_multiplier = level.cost_multiplier,
+        max_latency_ms = level.max_latency_ms,
+        min_quality_score = level.min_quality_score,
+        default_max_output_tokens = level.default_max_output_tokens,
+        is_active = level.is_active,
+        source = 'yaml',
+        yaml_checksum = p_checksum,
+        edited_at = edit_time
+    WHERE power_level = p_power_level;
+    RETURN 'applied';
+END
+$$;
+
+-- The row of a power level, locked; a new one, which nobody has edited, where there was none.
+CREATE OR REPLACE FUNCTION lock_power_level(p_power_level text) RETURNS power_level_configs
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    level power_level_configs;
+BEGIN
+    SELECT * INTO level FROM power_level_configs WHERE power_level = p_power_level FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        INSERT INTO power_level_configs (power_level, name, edited_at) VALUES (p_power_level, initcap(p_power_level), NULL)
+        ON CONFLICT (power_level) DO NOTHING;
+        SELECT * INTO level FROM power_level_configs WHERE power_level = p_power_level FOR NO KEY UPDATE;
+    END IF;
+    RETURN level;
+END
+$$;
+
 -- Triggers -----------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION set_updated_at() RETURNS trigger
@@ -1073,6 +1180,33 @@ CREATE OR REPLACE TRIGGER keep_seed_level_names BEFORE UPDATE OF power_level ON 
     WHEN (OLD.power_level IN ('eco', 'balanced', 'precision') AND NEW.power_level <> OLD.power_level)
     EXECUTE FUNCTION refuse_seed_level_loss();
 
+-- Notes who edited a power level, and when. A write that brings a checksum is apply_power_level's; any other that changes
+-- what people set is an edit of the row. What changes nothing of that leaves both notes as they were: a write by a machine
+-- must not make the row look newer than a file.
+CREATE OR REPLACE FUNCTION note_level_edit() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NEW.source = 'yaml' AND NEW.yaml_checksum IS DISTINCT FROM OLD.yaml_checksum THEN
+        RETURN NEW;
+    END IF;
+    NEW.source := OLD.source;
+    NEW.edited_at := OLD.edited_at;
+    IF (
+        NEW.power_level, NEW.name, NEW.description, NEW.preferred_providers, NEW.fallback_strategy, NEW.cost_multiplier,
+        NEW.max_latency_ms, NEW.min_quality_score, NEW.default_max_output_tokens, NEW.is_active
+    ) IS DISTINCT FROM (
+        OLD.power_level, OLD.name, OLD.description, OLD.preferred_providers, OLD.fallback_strategy, OLD.cost_multiplier,
+        OLD.max_latency_ms, OLD.min_quality_score, OLD.default_max_output_tokens, OLD.is_active
+    ) THEN
+        NEW.source := 'database';
+        NEW.edited_at := clock_timestamp();
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER note_edit BEFORE UPDATE ON power_level_configs FOR EACH ROW EXECUTE FUNCTION note_level_edit();
+
 -- Tells the workers, on the channel <schema>_changed, which of their cached rows to drop. Of a change, both the old and
 -- the new user or key are named; Postgres folds equal messages of a transaction into one.
 CREATE OR REPLACE FUNCTION notify_change() RETURNS trigger
@@ -1093,19 +1227,90 @@ $$;
 -- Columns that calls change are left out: a NOTIFY takes a lock that all commits of the server share.
 CREATE OR REPLACE TRIGGER notify_added_or_removed AFTER INSERT OR DELETE ON user_credits
     FOR EACH ROW EXECUTE FUNCTION notify_change();
-CREATE OR REPLACE TRIGGER notify_changed AFTER UPDATE OF tier, power_level, status, monthly_cap ON user_credits FOR EACH ROW
-    WHEN ((OLD.tier, OLD.power_level, OLD.status, OLD.monthly_cap) IS DISTINCT FROM (NEW.tier, NEW.power_level, NEW.status, NEW.monthly_cap))
+CREATE OR REPLACE TRIGGER notify_changed
+    AFTER UPDATE OF tier, power_level, power_level_downgrade, status, monthly_cap ON user_credits FOR EACH ROW
+    WHEN (
+        (OLD.tier, OLD.power_level, OLD.power_level_downgrade, OLD.status, OLD.monthly_cap)
+        IS DISTINCT FROM (NEW.tier, NEW.power_level, NEW.power_level_downgrade, NEW.status, NEW.monthly_cap)
+    )
     EXECUTE FUNCTION notify_change();
 CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE
     OR UPDATE OF user_id, key_hash, name, role, is_active, expires_at ON user_api_keys
     FOR EACH ROW EXECUTE FUNCTION notify_change();
 CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE
-    OR UPDATE OF user_id, provider, encrypted_api_key, key_id, key_name, api_base, is_active, is_default, fallback, expires_at
+    OR UPDATE OF user_id, provider, encrypted_api_key, key_id, key_name, api_base, is_active, is_default, fallback, expires_at,
+        monthly_cap_usd
     ON user_provider_keys FOR EACH ROW EXECUTE FUNCTION notify_change();
+-- Calls move what a key has spent; only the call that reaches the cap, and the first one of a new month, is announced.
+CREATE OR REPLACE TRIGGER notify_cap AFTER UPDATE OF spent_this_month_usd ON user_provider_keys FOR EACH ROW
+    WHEN ((OLD.spent_this_month_usd >= OLD.monthly_cap_usd) IS DISTINCT FROM (NEW.spent_this_month_usd >= NEW.monthly_cap_usd))
+    EXECUTE FUNCTION notify_change();
 CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE OR UPDATE ON power_level_configs
     FOR EACH ROW EXECUTE FUNCTION notify_change();
 CREATE OR REPLACE TRIGGER notify_changed AFTER INSERT OR DELETE OR UPDATE ON providers
     FOR EACH ROW EXECUTE FUNCTION notify_change();
+
+-- Provider keys ------------------------------------------------------------------------------------------------------
+--
+-- Who changes several of an account's provider keys locks the account first, as settlements do, which count their use.
+
+-- Stores a sealed provider key; p_values holds columns of user_provider_keys by name. No row where the account has as many
+-- keys for the provider as it may, or does not exist. A new default takes the place of the old one.
+CREATE OR REPLACE FUNCTION add_provider_key(p_user_id text, p_provider text, p_values jsonb, p_most integer)
+RETURNS SETOF user_provider_keys
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    new_id uuid;
+BEGIN
+    PERFORM FROM user_credits WHERE user_id = p_user_id FOR UPDATE;
+    IF NOT FOUND OR (SELECT count(*) FROM user_provider_keys WHERE user_id = p_user_id AND provider = p_provider) >= p_most THEN
+        RETURN;
+    END IF;
+    INSERT INTO user_provider_keys (user_id, provider, encrypted_api_key, key_id, key_name)
+    VALUES (p_user_id, p_provider, p_values ->> 'encrypted_api_key', p_values ->> 'key_id', p_values ->> 'key_name')
+    RETURNING id INTO new_id;
+    RETURN QUERY SELECT * FROM change_provider_key(p_user_id, new_id, p_values);
+END
+$$;
+
+-- Changes of a user's provider key what p_changes names: key_name, key_hint, api_base, is_active, is_default, fallback,
+-- monthly_cap_usd, expires_at, rotation_reminder; other names are passed over. No row where the user has no such key.
+CREATE OR REPLACE FUNCTION change_provider_key(p_user_id text, p_id uuid, p_changes jsonb)
+RETURNS SETOF user_provider_keys
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+DECLARE
+    wanted user_provider_keys;
+BEGIN
+    PERFORM FROM user_credits WHERE user_id = p_user_id FOR UPDATE;
+    SELECT * INTO wanted FROM user_provider_keys WHERE id = p_id AND user_id = p_user_id FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    wanted := jsonb_populate_record(wanted, p_changes - 'provider');
+    IF wanted.is_default THEN
+        UPDATE user_provider_keys SET is_default = false
+        WHERE user_id = p_user_id AND provider = wanted.provider AND is_default AND id <> p_id;
+    END IF;
+    RETURN QUERY
+    UPDATE user_provider_keys SET
+        key_name = wanted.key_name, key_hint = wanted.key_hint, api_base = wanted.api_base, is_active = wanted.is_active,
+        is_default = wanted.is_default, fallback = wanted.fallback, monthly_cap_usd = wanted.monthly_cap_usd,
+        expires_at = wanted.expires_at, rotation_reminder = wanted.rotation_reminder
+    WHERE id = p_id RETURNING *;
+END
+$$;
+
+-- Notes that a provider refused a user's key, or failed with it; p_error must not hold the key. A key that somebody else
+-- is changing is passed over.
+CREATE OR REPLACE FUNCTION note_provider_key_error(p_user_id text, p_id uuid, p_error text) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+BEGIN
+    UPDATE user_provider_keys SET
+        total_errors = total_errors + 1, errors_in_a_row = errors_in_a_row + 1, last_error = left(p_error, 200),
+        last_error_at = clock_timestamp()
+    WHERE id = (SELECT k.id FROM user_provider_keys AS k WHERE k.id = p_id AND k.user_id = p_user_id FOR UPDATE SKIP LOCKED);
+END
+$$;
 
 -- Whether a call of this user made the stored response with this id and paid for all of it: what a client left in the
 -- middle is charged for its part only, though the provider may have stored the whole.
@@ -1118,51 +1323,158 @@ LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
     )
 $$;
 
--- Adds what a worker saw since its last write to the rows of its deployments and of their providers. Counts of the last
--- hour and day fade exponentially, so that no history is needed; latencies are weighted by the attempts behind them.
-CREATE OR REPLACE FUNCTION record_health(p_deltas jsonb) RETURNS void
+-- Health -------------------------------------------------------------------------------------------------------------
+
+-- Adds what a worker saw since its last write to the rows of its deployments and of their providers (empty deployment),
+-- rolls the counts of idle rows on, and answers how deployments stand by what all workers wrote. Rows are locked in
+-- order, a provider's own before its deployments', and idle ones only if nobody else has them: no two workers can wait
+-- for each other.
+CREATE OR REPLACE FUNCTION record_health(p_deltas jsonb, p_worker text DEFAULT NULL)
+RETURNS TABLE (provider text, deployment text, status text, status_since timestamptz, reported_by text)
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
 DECLARE
-    delta record;
+    delta health_delta;
 BEGIN
     FOR delta IN
         SELECT
             d.provider, v.deployment,
-            sum(d.successes)::integer AS successes,
-            sum(d.failures)::integer AS failures,
-            max(d.failures_since_success)::integer AS streak,
-            sum(d.avg_latency_ms * d.successes) / nullif(sum(d.successes) FILTER (WHERE d.avg_latency_ms IS NOT NULL), 0) AS avg_ms,
-            max(d.p95_latency_ms) AS p95_ms,
-            max(d.last_error) AS last_error
+            sum(d.successes)::integer, sum(d.failures)::integer, max(d.failures_since_success)::integer,
+            sum(d.avg_latency_ms * d.successes) / nullif(sum(d.successes) FILTER (WHERE d.avg_latency_ms IS NOT NULL), 0),
+            sum(d.p95_latency_ms * d.successes) / nullif(sum(d.successes) FILTER (WHERE d.p95_latency_ms IS NOT NULL), 0),
+            min(d.rate_limit_remaining), max(d.last_error),
+            -- A provider's status follows from its deployments'.
+            CASE WHEN v.deployment <> '' THEN max(d.status) END, v.deployment <> '' AND coalesce(bool_or(d.turned), false)
         FROM jsonb_to_recordset(p_deltas) AS d (
             provider text, deployment text, successes integer, failures integer, failures_since_success integer,
-            avg_latency_ms numeric, p95_latency_ms numeric, last_error text
+            avg_latency_ms numeric, p95_latency_ms numeric, rate_limit_remaining integer, last_error text, status text,
+            turned boolean
         )
         CROSS JOIN LATERAL (VALUES (d.deployment), ('')) AS v (deployment)
         GROUP BY d.provider, v.deployment
         ORDER BY d.provider, v.deployment
     LOOP
         INSERT INTO provider_health (provider, deployment) VALUES (delta.provider, delta.deployment) ON CONFLICT DO NOTHING;
-        UPDATE provider_health AS h SET
-            avg_latency_ms = blended(h.avg_latency_ms, delta.avg_ms, delta.successes),
-            p95_latency_ms = blended(h.p95_latency_ms, delta.p95_ms, delta.successes),
-            requests_last_hour = faded(h.requests_last_hour, h.last_check, interval '1 hour') + delta.successes + delta.failures,
-            error_count_24h = faded(h.error_count_24h, h.last_check, interval '24 hours') + delta.failures,
-            success_rate = blended(
-                h.success_rate, 100.0 * delta.successes / nullif(delta.successes + delta.failures, 0), delta.successes + delta.failures
-            ),
-            consecutive_failures = CASE WHEN delta.successes > 0 THEN 0 ELSE h.consecutive_failures END + delta.streak,
-            last_error = coalesce(delta.last_error, h.last_error),
-            last_success = CASE WHEN delta.successes > 0 THEN clock_timestamp() ELSE h.last_success END,
-            last_failure = CASE WHEN delta.failures > 0 THEN clock_timestamp() ELSE h.last_failure END,
-            last_check = clock_timestamp(),
-            status = CASE
-                WHEN CASE WHEN delta.successes > 0 THEN 0 ELSE h.consecutive_failures END + delta.streak >= 5 THEN 'down'
-                WHEN delta.streak > 0 OR delta.failures > delta.successes THEN 'degraded'
-                ELSE 'healthy'
-            END
-        WHERE h.provider = delta.provider AND h.deployment = delta.deployment;
+        PERFORM FROM provider_health AS h
+        WHERE h.provider = delta.provider AND h.deployment = delta.deployment FOR UPDATE;
+        PERFORM write_health(delta, p_worker);
     END LOOP;
+    UPDATE provider_health AS h SET status = provider_status(h.provider)
+    WHERE h.deployment = '' AND h.provider IN (SELECT d ->> 'provider' FROM jsonb_array_elements(p_deltas) AS d)
+        AND h.status <> provider_status(h.provider);
+    PERFORM roll_idle_health();
+    RETURN QUERY SELECT h.provider, h.deployment, h.status, h.status_since, h.reported_by
+    FROM provider_health AS h WHERE h.deployment <> '' AND h.last_check > clock_timestamp() - interval '1 day';
+END
+$$;
+
+-- Adds a delta to its row, which is locked. Latencies are the worker's over its window and are weighted by the attempts
+-- behind them. Whether a row is down changes only by a worker whose own finding has turned: the others go on reporting
+-- what they see without contradicting it.
+CREATE OR REPLACE FUNCTION write_health(p_delta health_delta, p_worker text) RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    health provider_health;
+BEGIN
+    SELECT * INTO health FROM provider_health AS h
+    WHERE h.provider = p_delta.provider AND h.deployment = p_delta.deployment;
+    health := rolled_health(health, p_delta.successes, p_delta.failures);
+    UPDATE provider_health AS h SET
+        status = CASE
+            WHEN p_delta.turned THEN p_delta.status
+            WHEN 'down' IN (h.status, p_delta.status) THEN h.status
+            ELSE coalesce(p_delta.status, h.status)
+        END,
+        reported_by = CASE WHEN p_delta.turned THEN p_worker ELSE h.reported_by END,
+        avg_latency_ms = blended(h.avg_latency_ms, p_delta.avg_ms, p_delta.successes),
+        p95_latency_ms = blended(h.p95_latency_ms, p_delta.p95_ms, p_delta.successes),
+        success_rate = health.success_rate,
+        requests_last_hour = health.requests_last_hour,
+        rate_limit_remaining = coalesce(p_delta.remaining, h.rate_limit_remaining),
+        last_check = clock_timestamp(),
+        last_success = CASE WHEN p_delta.successes > 0 THEN clock_timestamp() ELSE h.last_success END,
+        last_failure = CASE WHEN p_delta.failures > 0 THEN clock_timestamp() ELSE h.last_failure END,
+        consecutive_failures = CASE WHEN p_delta.successes > 0 THEN 0 ELSE h.consecutive_failures END + p_delta.streak,
+        last_error = coalesce(p_delta.last_error, h.last_error),
+        error_count_24h = health.error_count_24h,
+        requests_by_minute = health.requests_by_minute,
+        failures_by_minute = health.failures_by_minute,
+        failures_by_hour = health.failures_by_hour,
+        rolled_at = health.rolled_at
+    WHERE h.provider = p_delta.provider AND h.deployment = p_delta.deployment;
+END
+$$;
+
+-- A provider is down when all of its deployments in use are, and degraded when not all of them are healthy.
+CREATE OR REPLACE FUNCTION provider_status(p_provider text) RETURNS text
+LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
+    SELECT CASE
+        WHEN bool_and(h.status = 'down') THEN 'down'
+        WHEN bool_or(h.status <> 'healthy') THEN 'degraded'
+        ELSE 'healthy'
+    END
+    FROM provider_health AS h WHERE h.provider = p_provider AND h.deployment <> '' AND h.requests_last_hour > 0
+$$;
+
+-- Brings the counts of rows that had no attempt this minute up to date. A deployment that nobody has tried for an hour is
+-- not known to be degraded.
+CREATE OR REPLACE FUNCTION roll_idle_health() RETURNS void
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    health provider_health;
+BEGIN
+    FOR health IN
+        SELECT * FROM provider_health AS h
+        WHERE h.rolled_at < date_trunc('minute', clock_timestamp())
+            AND (h.requests_last_hour > 0 OR h.error_count_24h > 0 OR h.status = 'degraded')
+        FOR UPDATE SKIP LOCKED
+    LOOP
+        health := rolled_health(health, 0, 0);
+        UPDATE provider_health AS h SET
+            status = CASE WHEN h.status = 'degraded' AND health.requests_last_hour = 0 THEN 'healthy' ELSE h.status END,
+            success_rate = health.success_rate,
+            requests_last_hour = health.requests_last_hour,
+            error_count_24h = health.error_count_24h,
+            requests_by_minute = health.requests_by_minute,
+            failures_by_minute = health.failures_by_minute,
+            failures_by_hour = health.failures_by_hour,
+            rolled_at = health.rolled_at
+        WHERE h.provider = health.provider AND h.deployment = health.deployment;
+    END LOOP;
+END
+$$;
+
+-- A row of health with its counts moved on to this minute and hour, and these attempts added.
+CREATE OR REPLACE FUNCTION rolled_health(p_health provider_health, p_successes integer, p_failures integer)
+RETURNS provider_health
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    now_s numeric := extract(epoch FROM clock_timestamp());
+    then_s numeric := extract(epoch FROM p_health.rolled_at);
+    minutes integer := least(floor(now_s / 60) - floor(then_s / 60), 60);
+    hours integer := least(floor(now_s / 3600) - floor(then_s / 3600), 24);
+BEGIN
+    p_health.requests_by_minute := rolled(p_health.requests_by_minute, minutes, p_successes + p_failures);
+    p_health.failures_by_minute := rolled(p_health.failures_by_minute, minutes, p_failures);
+    p_health.failures_by_hour := rolled(p_health.failures_by_hour, hours, p_failures);
+    p_health.requests_last_hour := (SELECT sum(c) FROM unnest(p_health.requests_by_minute) AS c);
+    p_health.error_count_24h := (SELECT sum(c) FROM unnest(p_health.failures_by_hour) AS c);
+    p_health.success_rate := 100 - 100.0 * (SELECT sum(c) FROM unnest(p_health.failures_by_minute) AS c)
+        / nullif(p_health.requests_last_hour, 0);
+    p_health.rolled_at := clock_timestamp();
+    RETURN p_health;
+END
+$$;
+
+-- Counts moved on by so many places, with so many added to the last.
+CREATE OR REPLACE FUNCTION rolled(p_counts integer[], p_places integer, p_more integer) RETURNS integer[]
+LANGUAGE plpgsql IMMUTABLE SET search_path FROM CURRENT AS $$
+BEGIN
+    IF p_places > 0 THEN
+        p_counts := p_counts[p_places + 1:] || array_fill(0, ARRAY[least(p_places, cardinality(p_counts))]);
+    END IF;
+    p_counts[cardinality(p_counts)] := p_counts[cardinality(p_counts)] + p_more;
+    RETURN p_counts;
 END
 $$;
 
@@ -1176,12 +1488,23 @@ LANGUAGE sql IMMUTABLE SET search_path FROM CURRENT AS $$
     END
 $$;
 
-CREATE OR REPLACE FUNCTION faded(p_count integer, p_since timestamptz, p_window interval) RETURNS integer
-LANGUAGE sql STABLE SET search_path FROM CURRENT AS $$
-    SELECT coalesce(
-        (p_count * exp(-least(extract(epoch FROM clock_timestamp() - p_since) / extract(epoch FROM p_window), 50)))::integer, 0
-    )
+-- Dates a new status, and tells the workers at once whether a deployment is down. Workers leave out what they reported
+-- themselves: who sets a status by hand sets reported_by to null.
+CREATE OR REPLACE FUNCTION announce_health() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    NEW.status_since := clock_timestamp();
+    IF NEW.deployment <> '' AND 'down' IN (OLD.status, NEW.status) THEN
+        PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', jsonb_build_object(
+            'table', TG_TABLE_NAME, 'provider', NEW.provider, 'deployment', NEW.deployment, 'status', NEW.status,
+            'since', extract(epoch FROM NEW.status_since), 'by', NEW.reported_by)::text);
+    END IF;
+    RETURN NEW;
+END
 $$;
+
+CREATE OR REPLACE TRIGGER announce_health BEFORE UPDATE OF status ON provider_health FOR EACH ROW
+    WHEN (OLD.status IS DISTINCT FROM NEW.status) EXECUTE FUNCTION announce_health();
 
 
 -- Only who is granted a function may call it.

@@ -12,6 +12,8 @@ from . import power
 from .api_keys import hash_key
 from .database import Database, Row
 from .power import PowerLevel
+from .provider_key import ProviderKey
+from .provider_keys import usable_keys
 
 T = TypeVar("T")
 
@@ -22,11 +24,18 @@ _PROVIDERS = "SELECT name, litellm_names FROM providers"
 
 @dataclass(frozen=True)
 class Account:
-    """What a call needs to know of an account before the ledger is asked."""
+    """What a call needs to know of an account before the ledger is asked.
+
+    Attributes
+    ----------
+    downgrade
+        A hold that does not fit at the wished level is tried at cheaper ones.
+    """
 
     user_id: str
     tier: str
     power_level: str
+    downgrade: bool
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,9 @@ class Accounts:
         self._changes = 0
         self._keys: dict[str, ApiKey] = {}
         self._accounts: dict[str, Account] = {}
-        self._levels: dict[str, PowerLevel] = {}
-        self._providers: dict[str, str] = {}
+        self._provider_keys: dict[str, tuple[ProviderKey, ...]] = {}
+        self._levels: Mapping[str, PowerLevel] = {}
+        self._providers: Mapping[str, str] = {}
 
     async def api_key(self, key: str) -> ApiKey | None:
         """The row of an API key, valid or not; None for an unknown one.
@@ -77,9 +87,24 @@ class Accounts:
         """The account of a user, None for an unknown one; raises as `api_key`."""
         return await self._cached(self._accounts, user_id, self._load_account)
 
+    async def provider_keys(self, user_id: str) -> tuple[ProviderKey, ...]:
+        """The active provider keys of a user, sealed, by provider and the default first; raises as `api_key`."""
+        return await self._cached(self._provider_keys, user_id, self._load_provider_keys) or ()
+
     async def level(self, name: str) -> PowerLevel | None:
         """An active power level, None where there is no such; raises as `api_key`."""
-        return await self._cached(self._levels, name, self._load_level)
+        return (await self.levels()).get(name)
+
+    async def levels(self) -> Mapping[str, PowerLevel]:
+        """All active power levels by name; raises as `api_key`."""
+        if self._levels and self._listening:
+            return self._levels
+        changes = self._changes
+        rows = await self._database.fetch(_LEVELS, idempotent=True)
+        levels = {row["power_level"]: power.from_row(dict(row)) for row in rows}
+        if self._listening and changes == self._changes:
+            self._levels = levels
+        return levels
 
     async def provider_names(self) -> Mapping[str, str]:
         """LiteLLM's names of providers to ours; raises as `api_key`."""
@@ -108,9 +133,10 @@ class Accounts:
             self._drop_all()
             return
         if table in ("power_level_configs", "providers"):
-            self._levels.clear()
-            self._providers = {}
+            self._levels, self._providers = {}, {}
         self._keys.pop(str(key_hash), None)
+        if table == "user_provider_keys":
+            self._provider_keys.pop(str(user_id), None)
         if table == "user_credits":
             self._accounts.pop(str(user_id), None)
             for hashed in [hashed for hashed, key in self._keys.items() if key.account.user_id == user_id]:
@@ -145,21 +171,20 @@ class Accounts:
         account = _account(row)
         return ApiKey(str(row["key_id"]), row["key_name"], row["role"], account, row["is_active"], row["expires_at"])
 
+    async def _load_provider_keys(self, user_id: str) -> tuple[ProviderKey, ...]:
+        return await usable_keys(self._database, user_id)
+
     async def _load_account(self, user_id: str) -> Account | None:
         row = await self._database.fetchrow("SELECT * FROM load_account($1)", user_id, idempotent=True)
         return None if row is None else _account(row)
-
-    async def _load_level(self, name: str) -> PowerLevel | None:
-        rows = await self._database.fetch(_LEVELS, idempotent=True)
-        return next((power.from_row(dict(row)) for row in rows if row["power_level"] == name), None)
 
     def _drop_all(self) -> None:
         self._changes += 1
         self._keys.clear()
         self._accounts.clear()
-        self._levels.clear()
-        self._providers = {}
+        self._provider_keys.clear()
+        self._levels, self._providers = {}, {}
 
 
 def _account(row: Row) -> Account:
-    return Account(row["user_id"], row["tier"], row["power_level"])
+    return Account(row["user_id"], row["tier"], row["power_level"], row["power_level_downgrade"])

@@ -13,6 +13,9 @@ from .routes import Dialect
 Usage = Mapping[str, Any]
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+# OpenAI's and Anthropic's names, as LiteLLM passes them on.
+_LIMITS = ("x-ratelimit-remaining-requests", "llm_provider-x-ratelimit-remaining-requests",
+           "llm_provider-anthropic-ratelimit-requests-remaining")  # fmt: skip
 # Far beyond any context window: a provider that reports more has a fault.
 _MOST_TOKENS = 1_000_000_000
 
@@ -66,6 +69,20 @@ def is_cached(response: Any) -> bool:
     """Whether LiteLLM answered from its response cache."""
     hidden = getattr(response, "_hidden_params", None)
     return isinstance(hidden, dict) and hidden.get("cache_hit") is True
+
+
+def requests_left(response: Any) -> int | None:
+    """How many more requests the provider's rate limit lets pass now, by its response headers; None if it says nothing.
+
+    LiteLLM keeps them with the answer (litellm/litellm_core_utils/core_helpers.py, `process_response_headers`).
+    """
+    hidden = getattr(response, "_hidden_params", None)
+    headers = (hidden.get("additional_headers") if isinstance(hidden, dict) else None) or {}
+    for name in _LIMITS:
+        value = headers.get(name)
+        if isinstance(value, int | str) and str(value).isdecimal():
+            return int(value)
+    return None
 
 
 def spoken(node: Any) -> Iterator[str]:

@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from .demand import Demand
 from .plan import Candidate, Plan
+from .power import PowerLevel
 from .pricing import ZERO
+from .ranking import LeftOut, Option
+from .requests import Inbound
 from .routes import Endpoint
 from .tokens import Tokenizer, input_estimate
+from .vault import Secret
+from .wish import Wish
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Caller:
         Of the API key: user, service or admin.
     api_key_id, api_key_name
         Our API key's, None for LiteLLM's own keys.
+    downgrade
+        Whether a cheaper level is tried when the hold does not fit at the wished one.
     """
 
     user_id: str
@@ -40,6 +47,7 @@ class Caller:
     role: str = "user"
     api_key_id: str | None = None
     api_key_name: str | None = None
+    downgrade: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,31 @@ class Outcome:
     remaining: Decimal | None
 
 
+@dataclass(frozen=True)
+class Route:
+    """How the order of a plan came about.
+
+    Attributes
+    ----------
+    level
+        The power level the call runs at.
+    wish
+        What the request asked for.
+    wished
+        The level it would have run at with more credits; the same one unless it was downgraded.
+    options
+        The candidates in order, with what was known of each.
+    left_out
+        Those that may not be used, and why.
+    """
+
+    level: PowerLevel
+    wish: Wish
+    wished: str
+    options: tuple[Option, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
 @dataclass
 class Attempt:
     """One try at one deployment."""
@@ -76,6 +109,8 @@ class Attempt:
     candidate: Candidate
     started: float = field(default_factory=time.monotonic)
     failed: bool = False
+    # What the provider's health has heard of it.
+    verdict: Literal["succeeded", "failed", "abandoned"] | None = None
 
 
 @dataclass(eq=False)
@@ -90,6 +125,9 @@ class Call:
     streamed: bool
     wants_usage: bool
     demand: Demand
+    counted: int
+    inbound: Inbound
+    route: Route
     id: uuid.UUID = field(default_factory=uuid.uuid4)
     held: Decimal = ZERO
     cap: int = 0
@@ -100,6 +138,9 @@ class Call:
     ending: asyncio.Future[Outcome] | None = None
     listening: bool = False
     cached: bool = False
+    tried: set[str] = field(default_factory=set)
+    secrets: list[Secret] = field(default_factory=list)
+    failure: Exception | None = None
 
     @property
     def attempt(self) -> Attempt | None:
@@ -116,11 +157,17 @@ class Call:
         """The deployment of the latest attempt."""
         return self.attempts[-1].candidate if self.attempts else None
 
-    def begin(self, candidate: Candidate) -> None:
-        """Note an attempt. LiteLLM announces one twice when it translates between two providers' dialects."""
+    def begin(self, candidate: Candidate) -> bool:
+        """Note an attempt; False if it is noted: LiteLLM announces one twice when it translates between dialects."""
         latest = self.attempt
-        if latest is None or latest.failed or latest.candidate.deployment != candidate.deployment:
-            self.attempts.append(Attempt(candidate))
+        if latest is not None and not latest.failed and latest.candidate.deployment == candidate.deployment:
+            return False
+        self.attempts.append(Attempt(candidate))
+        return True
+
+    def next(self) -> Candidate | None:
+        """The first candidate of the plan that has not been tried, None when all have been."""
+        return next((each for each in self.plan.candidates if each.deployment not in self.tried), None)
 
     @property
     def reasons_unseen(self) -> bool:
@@ -150,8 +197,10 @@ class Call:
             "x-uc-request-id": str(self.id),
             "x-uc-credits-held": f"{self.held:f}",
             "x-uc-power-level": self.plan.terms.power_level,
-            "x-uc-byok": "false",
+            "x-uc-byok": str(candidate is not None and candidate.own_key is not None).lower(),
         }
+        if self.route.wished != self.plan.terms.power_level:
+            headers["x-uc-power-level-wished"] = self.route.wished
         if candidate is not None:
             headers["x-uc-provider"] = candidate.provider
         if self.cap:

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
+import litellm
 from fastapi import HTTPException, Request
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 from litellm.proxy._types import UserAPIKeyAuth
 
-from . import answers, catalog, identity, inbound, routes, settings, streams
-from .admission import Admission
+from . import (
+    answers,
+    identity,
+    inbound,
+    injection,
+    redaction,
+    routes,
+    settings,
+    streams,
+)  # fmt: skip
 from .call import CURRENT, Answer, Call, Caller
-from .catalog import Catalog
 from .errors import BadRequest, DatabaseError, NotFound, Refusal, Unexpected, kind_of, status_of
+from .failover import Reopened
+from .reception import Reception
 from .refusals import Refused, unreachable
-from .requests import Inbound
-from .settlement import Settlement
 from .tokens import count
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# Set by our authentication and seen by the hooks of the same request; not set where LiteLLM authenticates itself.
-_IDENTIFIED: ContextVar[identity.Identified | None] = ContextVar("uc_identified", default=None)
 # A request that may go to a provider without a hold, since it costs nothing.
 _FETCHING: ContextVar[Caller | None] = ContextVar("uc_fetching", default=None)
 
@@ -40,14 +44,11 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         super().__init__()
         self.worker = Worker(settings.load())
         self.worker.prepare()
-        self._catalog = Catalog(lambda: proxy_server.llm_router, self._provider_name)
-        self._tokenizer = catalog.tokenizer()
-        self._admission = Admission(
-            self.worker.settings, self.worker.accounts, self.worker.ledger, self._catalog.candidates, self._tokenizer
-        )
-        self._settlement = Settlement(self.worker.ledger.settle, catalog.cost)
-        self._provider_names: Mapping[str, str] = {}
-        self._booting = _start_soon(self.worker)
+        _keep_own_keys_out()
+        self.reception = Reception(self.worker, lambda: proxy_server.llm_router)
+        self._attempts = self.reception.attempts
+        self._settlement = self.reception.settlement
+        self._tokenizer = self.reception.tokenizer
 
     async def authenticate(self, request: Request, api_key: str | None) -> UserAPIKeyAuth:
         """LiteLLM's `custom_auth`; keeps the body as the client sent it for the pre-call hook."""
@@ -59,7 +60,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             raise Refused(refusal) from None
         except DatabaseError as error:
             raise Refused(unreachable(error)) from None
-        _IDENTIFIED.set(identified)
+        identity.IDENTIFIED.set(identified)
         return identified.auth
 
     async def async_pre_call_hook(
@@ -89,7 +90,8 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         call = CURRENT.get()
         if call is None:
             return healthy_deployments
-        return [d for d in healthy_deployments if call.plan.candidate(_deployment_id(d)) is not None]
+        covered = {candidate.router_id for candidate in call.plan.candidates}
+        return [deployment for deployment in healthy_deployments if _deployment_id(deployment) in covered]
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
         """Note the attempt, refuse one that the hold does not cover, and cap its output."""
@@ -99,18 +101,20 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         candidate = call.plan.candidate(_deployment_id(kwargs))
         if candidate is None:
             raise HTTPException(402, "This deployment is outside of what was held for the call.")
-        call.begin(candidate)
-        return inbound.capped(call, candidate, kwargs)
+        self._attempts.begin(call, candidate)
+        attempt = inbound.capped(call, candidate, kwargs)
+        if candidate.own_key is None:
+            return attempt
+        return self.reception.injection.inject(call, candidate.own_key, attempt)
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: dict[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
     ) -> None:
         """Note that the attempt failed."""
         call = CURRENT.get()
-        if call is not None and call.attempt is not None and not call.attempt.failed:
-            call.attempt.failed = True
-            candidate = call.attempt.candidate
-            self.worker.health.failed(candidate.provider, candidate.deployment, kind_of(exception))
+        if call is not None:
+            injection.disclose(call, exception)
+            self._attempts.failed(call, exception)
 
     async def async_post_call_success_hook(
         self, data: dict[str, Any], user_api_key_dict: UserAPIKeyAuth, response: Any
@@ -120,7 +124,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if (fetching := _FETCHING.get()) is not None:
             await self._check_fetched(fetching, response)
         elif call is not None and not call.listening:
-            self._note_success(call)
+            self._attempts.succeeded(call, response)
             outcome = await self._settle_plain(call, response, cached=inbound.is_cached(data))
             answers.write_cost(response, outcome.charged)
         return response
@@ -135,14 +139,21 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
                 yield chunk
             return
         call.listening, call.cached = True, inbound.is_cached(request_data)
+        if call.endpoint is routes.COMPLETIONS:
+            response = Reopened(response, lambda error: self._reopen(call, request_data, error))
         drain_s = self.worker.settings.holds.abort_drain_s
         stream = streams.settled(
-            call, response, self._settlement, self._tokenizer, drain_s, lambda: self._note_success(call)
+            call, response, self._settlement, self._tokenizer, drain_s, lambda: self._attempts.succeeded(call, response)
         )
         try:
             async for chunk in stream:
                 yield chunk
+        except Exception as error:
+            injection.disclose(call, error)
+            self._attempts.failed(call, error)
+            raise
         finally:
+            self._attempts.ended(call)
             # Closed here, since a generator that is merely dropped would settle whenever it is collected.
             await stream.aclose()  # type: ignore[attr-defined]
 
@@ -155,14 +166,14 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     ) -> HTTPException | None:
         """Release the hold of a call that failed; charge its input when the client left while it was answered."""
         call = CURRENT.get()
+        if call is not None:
+            injection.disclose(call, original_exception)
         if call is None or call.ending is not None:
             return None
+        self._attempts.ended(call)
         status = status_of(original_exception)
-        if status == streams.CLIENT_LEFT and call.under_way:
-            usage = answers.estimated(call.endpoint.dialect, call.estimated_input(self._tokenizer), 0)
-            await self._settlement.charge(
-                call, Answer(usage, "estimate", status, "client_disconnected", "the client left before the answer")
-            )
+        if status == streams.CLIENT_LEFT:
+            await streams.left(call, self._settlement, self._tokenizer)
         else:
             await self._settlement.release(call, status, kind_of(original_exception))
         return None
@@ -184,36 +195,39 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     ) -> dict[str, str] | None:
         """Our headers; what was charged is known on plain answers only."""
         call = CURRENT.get()
-        return None if call is None else call.headers()
+        if call is None:
+            return None
+        return inbound.late(call.headers)
+
+    async def _reopen(self, call: Call, data: dict[str, Any], error: Exception) -> Any:
+        """The stream of the plan's next candidate; the fault where there is none."""
+        self._attempts.failed(call, error)
+        if (candidate := call.next()) is None:
+            raise error
+        return await proxy_server.llm_router.atext_completion(**{**data, "model": candidate.group})
 
     async def _admit(self, auth: UserAPIKeyAuth, data: dict[str, Any], call_type: str) -> dict[str, Any]:
         await self.worker.ready()
         if call_type == routes.FETCH_RESPONSE:
             return await self._admit_fetch(auth, data)
         endpoint = routes.billed_call(call_type)
-        sent, caller = await self._identify(auth, data)
-        self._provider_names = await self.worker.accounts.provider_names()
+        sent, caller = await identity.identify(auth, data, self.worker.accounts)
+        await self.reception.look_around()
         await self._end_earlier()
         _forget_the_last()
-        call = await self._admission.admit(endpoint, sent, caller, str(data.get("model")))
+        call = await self.reception.admission.admit(endpoint, sent, caller, str(data.get("model")))
         self.worker.calls.add(call)
         CURRENT.set(call)
+        streams.watch(call, self._settlement, self._tokenizer)
         return inbound.prepared(
-            call, data, self.worker.settings.requests.extra_fields, ours=_IDENTIFIED.get() is not None
+            call, data, self.worker.settings.requests.extra_fields, ours=identity.IDENTIFIED.get() is not None
         )
-
-    async def _identify(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> tuple[Inbound, Caller]:
-        """What was sent and who pays, by our own authentication or by LiteLLM's."""
-        if (identified := _IDENTIFIED.get()) is not None:
-            return identified.inbound, identity.payer_of(identified)
-        sent = inbound.from_litellm(data)
-        return sent, await identity.caller_of_litellms(auth, sent.headers, self.worker.accounts)
 
     async def _admit_fetch(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> dict[str, Any]:
         """Fetching a stored answer is free; whose it is shows when it comes."""
         if data.get("stream"):
             raise BadRequest("Stored responses are fetched whole: leave out stream.", param="stream")
-        _, caller = await self._identify(auth, data)
+        _, caller = await identity.identify(auth, data, self.worker.accounts)
         _FETCHING.set(caller)
         return data
 
@@ -241,34 +255,17 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             return await self._settlement.charge(call, Answer(usage, "estimate", service_tier=tier))
         return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
 
-    def _note_success(self, call: Call) -> None:
-        if call.attempt is not None:
-            latency_ms = (time.monotonic() - call.attempt.started) * 1000
-            self.worker.health.succeeded(call.attempt.candidate.provider, call.attempt.candidate.deployment, latency_ms)
 
-    def _provider_name(self, litellm_name: str) -> str:
-        return self._provider_names.get(litellm_name, litellm_name)
-
-
-def _start_soon(worker: Worker) -> asyncio.Task[None] | None:
-    """Open the database before the first request, if a loop runs (LiteLLM imports callbacks inside its lifespan)."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-    async def boot() -> None:
-        try:
-            await worker.ready()
-        except Refusal as refusal:
-            logger.warning("not ready yet: %s", refusal.message)
-
-    return loop.create_task(boot())
+def _keep_own_keys_out() -> None:
+    """Out of the logs, and out of LiteLLM's cache of clients."""
+    redaction.install()
+    cache = litellm.in_memory_llm_clients_cache
+    cache.set_cache = injection.uncached(cache.set_cache, _pays_with_own_key)
 
 
-def _is_ours() -> bool:
-    """Whether our own authentication let this request in."""
-    return _IDENTIFIED.get() is not None
+def _pays_with_own_key() -> bool:
+    call = CURRENT.get()
+    return call is not None and call.answering is not None and call.answering.own_key is not None
 
 
 def _forget_the_last() -> None:

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # Models that search the web unasked: their fee is not in the usage, and their findings have no bound.
 _SEARCHERS = ("sonar", "search-preview", "search-api", "deep-research")
+# Providers whose models LiteLLM prices by the size in their name, such as 8b, before any other price
+# (litellm/cost_calculator.py, `get_model_params_and_category`): only a name without one is priced as it is written.
+_PRICED_BY_NAME = frozenset({"together_ai"})
 _CUSTOM_PRICES = frozenset(CustomPricingLiteLLMParams.model_fields)
 
 
@@ -57,15 +60,36 @@ class Catalog:
             raise BadRequest(
                 f"'{model}' is not a model here; see GET /v1/models.", code="model_not_found", param="model"
             )
-        found = [candidate for d in primary if (candidate := self._candidate(d, model))]
+        found = [candidate for d in primary if (candidate := self._candidate(router, d, model))]
         if not found:
             raise BadRequest(f"'{model}' has no price, so it cannot be charged; the operator must set one.",
                              code="unpriced_model", param="model")  # fmt: skip
         for group in _fallback_groups(router, model):
-            found += [candidate for d in _deployments(router, group) if (candidate := self._candidate(d, group))]
+            stand_ins = _deployments(router, group)
+            found += [candidate for d in stand_ins if (candidate := self._candidate(router, d, group))]
         return list({candidate.deployment: candidate for candidate in reversed(found)}.values())[::-1]
 
-    def _candidate(self, deployment: Mapping[str, Any], group: str) -> Candidate | None:
+    def is_model(self, name: str) -> bool:
+        """Whether a whole name is a model's: a group, an alias or a deployment, or a name that a wildcard serves."""
+        router = self._router()
+        if router is None:
+            return False
+        if name in router.model_names or name in (router.model_group_alias or {}) or router.has_model_id(name):
+            return True
+        return name in litellm.model_cost and bool(_deployments(router, name))
+
+    def providers(self) -> Mapping[str, str]:
+        """The providers of all deployments, by our names and LiteLLM's, to ours."""
+        router = self._router()
+        found = [self._provider(deployment) for deployment in (router.model_list if router is not None else ())]
+        return {name: ours for litellms, ours in found for name in (litellms, ours)}
+
+    def _provider(self, deployment: Mapping[str, Any]) -> tuple[str, str]:
+        litellms = _split(deployment["litellm_params"])[1]
+        info = deployment.get("model_info") or {}
+        return litellms, str(info.get("uc_provider") or self._provider_name(litellms))
+
+    def _candidate(self, router: Any, deployment: Mapping[str, Any], group: str) -> Candidate | None:
         params, info = deployment["litellm_params"], deployment.get("model_info") or {}
         model, provider = _split(params)
         custom = any(source.get(key) is not None for source in (params, info) for key in _CUSTOM_PRICES)
@@ -95,6 +119,10 @@ class Catalog:
             max_output=_limit("max_output_tokens", info, entry, known) or _limit("max_tokens", info, entry, known),
             context=_limit("max_input_tokens", info, entry, known),
             reasons=bool(info.get("supports_reasoning", known.get("supports_reasoning"))),
+            quality=_quality(info),
+            own_key_only=info.get("uc_own_key_only") is True,
+            ours=info.get("uc_routing") is not False,
+            by_pattern=group not in router.model_names and not router.has_model_id(group),
         )
 
     def _snapshot(self, name: str | None) -> Mapping[str, Any] | None:
@@ -185,16 +213,17 @@ def tokenizer() -> Callable[[str], int]:
 
 
 def _price_name_now(candidate: Candidate) -> str:
-    """The name under which the price map holds the plan's prices: its own, or a copy if that was edited since."""
-    if litellm.model_cost.get(candidate.price_name) == candidate.prices:
+    """The name under which the price map holds the plan's prices: its own, or a copy's if that will not do."""
+    is_as_planned = litellm.model_cost.get(candidate.price_name) == candidate.prices
+    if is_as_planned and candidate.litellm_provider not in _PRICED_BY_NAME:
         return candidate.price_name
     return _frozen_name(candidate)
 
 
 def _frozen_name(candidate: Candidate) -> str:
-    """Put a copy of the plan's prices into the price map, under the digest of what they are."""
+    """Put a copy of the plan's prices into the price map, under the digest of what they are, in decimal."""
     written = json.dumps(candidate.prices, sort_keys=True, default=str)
-    name = f"uc-frozen-{hashlib.sha256(written.encode()).hexdigest()[:16]}"
+    name = f"uc-frozen-{int(hashlib.sha256(written.encode()).hexdigest()[:16], 16)}"
     litellm.model_cost.setdefault(name, dict(candidate.prices))
     return name
 
@@ -250,6 +279,12 @@ def _price_name(model: str, provider: str) -> str | None:
     bare = model.removeprefix(f"{provider}/")
     names = (f"{provider}/{bare}", model, bare)
     return next((n for n in names if pricing.is_priced(litellm.model_cost.get(n), written_by_operator=False)), None)
+
+
+def _quality(info: Mapping[str, Any]) -> Decimal | None:
+    score = info.get("quality_score")
+    is_score = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 100
+    return pricing.exact(score) if is_score else None
 
 
 def _known_limits(model: str, provider: str) -> Mapping[str, Any]:

@@ -17,7 +17,11 @@ import typer
 from . import serve
 from .cli_accounts import credits, keys, users
 from .cli_database import db
+from .cli_explain import explain
 from .cli_ledger import ledger
+from .cli_levels import levels
+from .cli_provider_keys import provider_keys
+from .cli_vault import vault
 from .console import REFUSED, USAGE, error_code, exit_code, print_error
 from .errors import UcError
 
@@ -31,8 +35,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for name, group in (("db", db), ("users", users), ("credits", credits), ("keys", keys), ("ledger", ledger)):
+for name, group in (
+    ("db", db), ("users", users), ("credits", credits), ("keys", keys), ("levels", levels), ("ledger", ledger),
+    ("provider-keys", provider_keys), ("vault", vault),
+):  # fmt: skip
     app.add_typer(group, name=name)
+
+
+app.command("explain")(explain)
 
 
 @app.command("serve")

@@ -28,7 +28,7 @@ _NEW_KEY = ("id", "user_id", "api_key", "key_hint", "name", "role", "expires_at"
 def add_user(
     user: UserId,
     tier: Annotated[str | None, typer.Option(help=f"One of {', '.join(TIERS)}.")] = None,
-    power_level: Annotated[str | None, typer.Option(help="eco, balanced or precision.")] = None,
+    power_level: Annotated[str | None, typer.Option(help="A power level, such as eco, balanced or precision.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open an account without credits."""
@@ -49,14 +49,17 @@ def show_user(user: UserId, as_json: AsJson = False) -> None:
 def set_user(
     user: UserId,
     tier: Annotated[str | None, typer.Option(help=f"One of {', '.join(TIERS)}.")] = None,
-    power_level: Annotated[str | None, typer.Option(help="eco, balanced or precision.")] = None,
+    power_level: Annotated[str | None, typer.Option(help="A power level, such as eco, balanced or precision.")] = None,
     monthly_cap: Annotated[str | None, typer.Option(metavar="AMOUNT|none", help="Credits per month, UTC.")] = None,
     status: Annotated[str | None, typer.Option(help=f"One of {', '.join(office.STATUSES)}.")] = None,
+    downgrade: Annotated[
+        bool | None, typer.Option("--downgrade/--no-downgrade", help="Try cheaper levels before a call is refused.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Change an account; workers follow at once, and calls under way end on the terms they were held with."""
     cap = monthly_cap if monthly_cap in (None, office.NO_CAP) else office.parse_amount(monthly_cap)
-    changes = office.Changes(_tier(tier), power_level, cap, status)
+    changes = office.Changes(_tier(tier), power_level, cap, status, downgrade)
     account = ask(lambda at: at.change(user, changes))
     if as_json:
         print_facts(account, as_json)

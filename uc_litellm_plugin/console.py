@@ -17,7 +17,7 @@ from rich.table import Table
 
 from . import embedded, env_file, migrations, settings
 from .database import Database
-from .errors import CommandRefused, DatabaseError, SettingsError, UcError
+from .errors import CommandRefused, DatabaseError, Refusal, SettingsError, UcError, VaultError
 from .office import Office
 from .settings import Settings
 
@@ -111,7 +111,7 @@ def exit_code(error: UcError) -> int:
 
 def error_code(error: UcError) -> str:
     """The word by which programs know the error."""
-    if isinstance(error, CommandRefused):
+    if isinstance(error, CommandRefused | Refusal | VaultError):
         return error.code
     return {SettingsError: "settings", DatabaseError: "database"}.get(type(error), "database_unavailable")
 
@@ -132,6 +132,8 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
     return str(_plain(value)) if isinstance(value, Decimal | UUID) else str(value)
 
 

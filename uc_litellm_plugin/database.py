@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +17,7 @@ import asyncpg
 
 from . import embedded
 from .errors import DatabaseError, DatabaseUnavailable
+from .patience import LONGEST_S, Patience
 from .settings import Settings
 
 Connection = asyncpg.Connection
@@ -42,6 +42,8 @@ _TRANSIENT = (
     "25P03",  # idle in transaction for too long
     "55P03",  # lock_timeout
 )
+# What PostgreSQL may say after a COMMIT whose answer it can no longer give: the connection, or the server, ends.
+_IN_DOUBT = ("08", "57P", "40003")
 
 
 async def dsn(settings: Settings) -> str:
@@ -55,7 +57,7 @@ class Database:
     """A pool of connections whose session looks at our schema only.
 
     It needs no care when PostgreSQL goes away: while it is down, calls fail at once or after `timeout_s`; when it is
-    back, they work.
+    back, they work. More calls than connections wait their turn: up to 10 s, as long as PostgreSQL answers anybody.
 
     Parameters
     ----------
@@ -67,6 +69,7 @@ class Database:
         self._settings = settings
         self._timeout_s = settings.database.timeout_s
         self._open_pool: asyncpg.Pool[Row] | None = None
+        self._answers = 0
 
     async def open(self) -> Database:
         """Make the pool. It connects on the first call, so that a worker may start before PostgreSQL does.
@@ -109,7 +112,8 @@ class Database:
         sql
             One statement; arguments are `$1`, `$2`, ….
         timeout
-            Seconds for everything: waiting for a connection, connecting, the statement. Default `timeout_s`.
+            Seconds for everything: waiting for a connection, connecting, the statement. Default `timeout_s`. They begin
+            anew when somebody else is answered before the statement is sent; `patience.LONGEST_S` bounds them.
         idempotent
             The statement may safely run twice: it is tried once more, on a fresh connection, when a connection broke.
 
@@ -120,61 +124,57 @@ class Database:
         DatabaseError
             PostgreSQL refused the statement; nothing has happened.
         """
-        return await self._call(
-            lambda connection, left: connection.fetch(sql, *args, timeout=left), timeout, idempotent
-        )
+        return await self._call(lambda connection: connection.fetch(sql, *args), timeout, idempotent)
 
     async def fetchrow(
         self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False
     ) -> Row | None:
         """The first row of a statement, or None; parameters and errors as `fetch`."""
-        return await self._call(
-            lambda connection, left: connection.fetchrow(sql, *args, timeout=left), timeout, idempotent
-        )
+        return await self._call(lambda connection: connection.fetchrow(sql, *args), timeout, idempotent)
 
     async def fetchval(self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Any:
         """The first column of the first row, or None; parameters and errors as `fetch`."""
-        return await self._call(
-            lambda connection, left: connection.fetchval(sql, *args, timeout=left), timeout, idempotent
-        )
+        return await self._call(lambda connection: connection.fetchval(sql, *args), timeout, idempotent)
 
     async def execute(self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False) -> str:
         """Run a statement and return its tag (`UPDATE 1`); parameters and errors as `fetch`."""
-        return await self._call(
-            lambda connection, left: connection.execute(sql, *args, timeout=left), timeout, idempotent
-        )
+        return await self._call(lambda connection: connection.execute(sql, *args), timeout, idempotent)
 
-    async def _call(
-        self, statement: Callable[[_Lent, float], Awaitable[T]], timeout: float | None, idempotent: bool
-    ) -> T:
-        deadline = time.monotonic() + (self._timeout_s if timeout is None else timeout)
-        try:
-            return await self._call_once(statement, deadline)
-        except DatabaseUnavailable:
-            if not idempotent or time.monotonic() >= deadline:
-                raise
-        return await self._call_once(statement, deadline)
+    async def _call(self, statement: Callable[[_Lent], Awaitable[T]], timeout: float | None, idempotent: bool) -> T:
+        patience = Patience(self._timeout_s if timeout is None else timeout, lambda: self._answers)
+        in_doubt = False
+        while True:
+            try:
+                with translated():
+                    return await patience.wait_for(self._call_once(statement, patience))
+            except DatabaseUnavailable as error:
+                in_doubt = error.in_doubt = in_doubt or (error.in_doubt and patience.asked)
+                if not idempotent or patience.is_over:
+                    raise
+                idempotent = patience.asked = False
 
-    async def _call_once(self, statement: Callable[[_Lent, float], Awaitable[T]], deadline: float) -> T:
-        with translated():
-            async with self._lend(deadline) as connection:
-                left = _left(deadline)
-                if left <= self._timeout_s:
-                    return await statement(connection, left)
-                async with connection.transaction():
-                    await connection.execute(f"SET LOCAL statement_timeout = {_milliseconds(left)}")
-                    return await statement(connection, left)
+    async def _call_once(self, statement: Callable[[_Lent], Awaitable[T]], patience: Patience) -> T:
+        async with self._lend() as connection:
+            patience.ask()
+            if patience.seconds <= self._timeout_s:
+                return await statement(connection)
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = {_milliseconds(patience.seconds)}")
+                return await statement(connection)
 
     @asynccontextmanager
-    async def _lend(self, deadline: float) -> AsyncIterator[_Lent]:
+    async def _lend(self) -> AsyncIterator[_Lent]:
         pool = self._pool()
-        connection = await pool.acquire(timeout=_left(deadline))
+        connection = await pool.acquire()
         try:
             yield connection
+            self._answers += 1
         except BaseException as error:
             if _is_broken(error):
                 await pool.expire_connections()  # A broken connection is seldom the only one.
-            if not _is_in_step(error):
+            if _is_in_step(error):
+                self._answers += 1
+            else:
                 connection.terminate()  # Its answer was not read (a cancellation, too), so it cannot be used again.
             raise
         finally:
@@ -200,7 +200,7 @@ async def connect(settings: Settings, *, timeout: float = 10, **server_settings:
     with translated():
         arguments = _connect_arguments(await dsn(settings), settings)
         arguments["server_settings"].update(server_settings)
-        connection = await asyncpg.connect(**{**arguments, "timeout": timeout, "command_timeout": None})
+        connection = await asyncpg.connect(**{**arguments, "timeout": timeout})
         try:
             await _set_codecs(connection)
             yield connection
@@ -225,10 +225,14 @@ def translated() -> Iterator[None]:
 
 
 def _refused(error: asyncpg.PostgresError) -> DatabaseError:
-    kind = DatabaseUnavailable if _is_transient(error.sqlstate) else DatabaseError
     hint = f" {error.hint}" if getattr(error, "hint", None) else ""
     constraint = getattr(error, "constraint_name", None)
-    return kind(f"PostgreSQL: {error.args[0]}.{hint}", sqlstate=error.sqlstate, constraint=constraint)
+    message = f"PostgreSQL: {error.args[0]}.{hint}"
+    if not _is_transient(error.sqlstate):
+        return DatabaseError(message, sqlstate=error.sqlstate, constraint=constraint)
+    unavailable = DatabaseUnavailable(message, sqlstate=error.sqlstate, constraint=constraint)
+    unavailable.in_doubt = (error.sqlstate or "08").startswith(_IN_DOUBT)
+    return unavailable
 
 
 def _is_in_step(error: BaseException) -> bool:
@@ -249,13 +253,11 @@ def _is_transient(sqlstate: str | None) -> bool:
 
 
 def _connect_arguments(url: str, settings: Settings) -> dict[str, Any]:
-    timeout_s = settings.database.timeout_s
     # A little shorter than ours, so that PostgreSQL says why, and nothing abandoned goes on there.
-    server_timeout = _milliseconds(timeout_s * 0.9)
+    server_timeout = _milliseconds(settings.database.timeout_s * 0.9)
     return {
         "dsn": url,
-        "timeout": timeout_s,
-        "command_timeout": timeout_s,
+        "timeout": LONGEST_S,  # Whoever waits for the connection has less patience.
         "server_settings": {
             "application_name": "uc_litellm_plugin",
             "search_path": f'"{settings.database.schema_name}", pg_temp',
@@ -286,12 +288,6 @@ async def _close(connection: Connection[Row]) -> None:
         await connection.close(timeout=1)
     except (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         connection.terminate()
-
-
-def _left(deadline: float) -> float:
-    if (left := deadline - time.monotonic()) <= 0:
-        raise asyncio.TimeoutError
-    return left
 
 
 def _milliseconds(seconds: float) -> str:

@@ -55,10 +55,13 @@ def put(file: Path, name: str, value: str) -> None:
 
 
 def _replace(file: Path, values: Mapping[str, str]) -> None:
-    """Write a new file beside it and rename that: nobody ever sees half of it, or sees it with another mode."""
+    kept = [line for line in _lines(file.resolve()) if (_parse(line) or ("",))[0] not in values]
+    write_private(file, "\n".join([*kept, *(f"{name}={value}" for name, value in values.items())]) + "\n")
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a new file beside it and rename that: nobody ever sees half of it, or with another mode than 0600."""
     target = file.resolve()
-    kept = [line for line in _lines(target) if (_parse(line) or ("",))[0] not in values]
-    text = "\n".join([*kept, *(f"{name}={value}" for name, value in values.items())]) + "\n"
     try:
         descriptor, draft = tempfile.mkstemp(prefix=f"{target.name}.", dir=target.parent)  # mkstemp makes it 0600
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

@@ -4,7 +4,11 @@ UcError
 ├── SettingsError        a setting is missing or wrong (at start)
 ├── DatabaseError        PostgreSQL said no, or its schema is not as needed; the same again fails again
 │   └── DatabaseUnavailable  PostgreSQL could not be asked, or its answer was lost; worth a retry
+├── StreamBroken         a provider's stream broke off
 ├── CommandRefused       an operator's command is turned away
+├── VaultError           a sealed provider key does not open
+│   ├── UnknownSealingKey    the sealing key that sealed it is missing
+│   └── DamagedKey           it was altered, or belongs to another row
 └── Refusal              a client's request is turned away
     ├── BadRequest           400
     ├── Unauthorized         401
@@ -58,7 +62,16 @@ class DatabaseError(UcError):
 
 
 class DatabaseUnavailable(DatabaseError):
-    """PostgreSQL could not be asked, or its answer was lost: the statement may or may not have been committed."""
+    """PostgreSQL could not be asked, or its answer was lost.
+
+    Attributes
+    ----------
+    in_doubt
+        Whether the statement may have been committed, now or when PostgreSQL gets to read it; else it was not, and
+        will not be.
+    """
+
+    in_doubt: bool = True
 
 
 class CommandRefused(UcError):
@@ -75,6 +88,49 @@ class CommandRefused(UcError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class StreamBroken(UcError):
+    """A provider's stream that broke off."""
+
+    status_code = 502
+
+
+class VaultError(UcError):
+    """A sealed provider key that does not open; nothing is lost, its row stays as it is."""
+
+    code: ClassVar[str] = "vault"
+
+
+class UnknownSealingKey(VaultError):
+    """The sealing key that sealed it is not, or no longer, among the sealing keys.
+
+    Parameters
+    ----------
+    key_id
+        The fingerprint of the missing sealing key.
+    """
+
+    code = "unknown_sealing_key"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(
+            f"Sealed with the sealing key {key_id!r}, which is not among the configured ones: put it back into "
+            "UC_SEALING_KEYS and run `uc-litellm vault rotate` before it is removed."
+        )
+        self.key_id = key_id
+
+
+class DamagedKey(VaultError):
+    """The row was altered or cut, or holds what was sealed for another user, provider or purpose."""
+
+    code = "damaged_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The sealed provider key does not open: it was altered, or sealed for another user or provider. Restore "
+            "its row from a backup, or delete the key and have it added again."
+        )
 
 
 class Refusal(UcError):
@@ -173,6 +229,14 @@ class Conflict(Refusal):
     status = 409
     type = "idempotency_error"
     default_code = "idempotency_conflict"
+
+
+class Taken(Refusal):
+    """409: what was to be made is there already, or as many as may be."""
+
+    status = 409
+    type = "conflict_error"
+    default_code = "taken"
 
 
 class Unexpected(Refusal):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from litellm.proxy import proxy_server
@@ -38,6 +40,10 @@ class Identified:
     auth: UserAPIKeyAuth
     caller: Caller | None
     inbound: Inbound
+
+
+# Set by our authentication and seen by the hooks of the same request; not set where LiteLLM authenticates itself.
+IDENTIFIED: ContextVar[Identified | None] = ContextVar("uc_identified", default=None)
 
 
 async def authenticate(request: Request, api_key: str | None, accounts: Accounts, settings: Settings) -> Identified:
@@ -100,6 +106,32 @@ async def caller_of_litellms(auth: UserAPIKeyAuth, headers: Mapping[str, str], a
     return _as_caller(account, "user", None)
 
 
+async def identify(auth: UserAPIKeyAuth, data: Mapping[str, Any], accounts: Accounts) -> tuple[Inbound, Caller]:
+    """What was sent and who pays; raises as `caller_of`.
+
+    Parameters
+    ----------
+    data
+        The request as LiteLLM carries it.
+    """
+    identified = IDENTIFIED.get()
+    sent = identified.inbound if identified is not None else inbound.from_litellm(data)
+    return sent, await caller_of(auth, sent.headers, accounts)
+
+
+async def caller_of(auth: UserAPIKeyAuth, headers: Mapping[str, str], accounts: Accounts) -> Caller:
+    """Who pays, by our own authentication or by LiteLLM's.
+
+    Raises
+    ------
+    Refusal
+        401 without a user id, 403 for an administrator who names no payer and for a user without an account.
+    """
+    if (identified := IDENTIFIED.get()) is not None:
+        return payer_of(identified)
+    return await caller_of_litellms(auth, headers, accounts)
+
+
 def payer_of(identified: Identified) -> Caller:
     """The payer of a request that we authenticated.
 
@@ -146,6 +178,7 @@ def _as_caller(account: Account, role: str, key: ApiKey | None) -> Caller:
         role,
         api_key_id=key.id if key else None,
         api_key_name=key.name if key else None,
+        downgrade=account.downgrade,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import litellm
@@ -12,13 +12,15 @@ from litellm.proxy.common_utils.http_parsing_utils import _read_request_body
 from . import routes
 from .call import Call
 from .errors import BadRequest
-from .plan import Candidate
-from .requests import CAP_FIELDS, Inbound, fields
+from .plan import Candidate, Plan
+from .requests import CAP_FIELDS, ROUTING_FIELD, Inbound, fields
 
 # What LiteLLM takes from headers or keys and would let a client steer a call with
 # (litellm/proxy/litellm_pre_call_utils.py, `add_litellm_data_for_backend_llm_call`).
 _STEERING = ("timeout", "stream_timeout", "client_side_timeout", "num_retries", "disable_fallbacks", "fallbacks",
              "api_key", "no-log", "mock_response", "specific_deployment", "max_retries", "request_timeout")  # fmt: skip
+_OUR_METADATA = frozenset({"power_level"})
+
 # What LiteLLM itself adds to a request's data before the pre-call hook runs.
 _LITELLMS_OWN = frozenset(
     {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
@@ -82,8 +84,14 @@ def prepared(call: Call, data: dict[str, Any], extra_fields: frozenset[str], *, 
         known = fields(call.endpoint) | extra_fields | _NEEDED
         for key in data.keys() - known:
             del data[key]
-    for field in _STEERING:
+    for field in (*_STEERING, ROUTING_FIELD):
         data.pop(field, None)
+    if isinstance(metadata := data.get("metadata"), dict):
+        # Ours; Anthropic refuses what it does not know there.
+        data["metadata"] = {key: value for key, value in metadata.items() if key not in _OUR_METADATA}
+    data["model"] = call.plan.candidates[0].group
+    if call.plan.ours:
+        data["fallbacks"], data["num_retries"] = hops(call.plan), 0
     if call.endpoint.cap_field is not None:
         present = [field for field in CAP_FIELDS if data.get(field) is not None]
         for field in present or [call.endpoint.cap_field]:
@@ -98,6 +106,24 @@ def prepared(call: Call, data: dict[str, Any], extra_fields: frozenset[str], *, 
     return data
 
 
+def hops(plan: Plan) -> list[dict[str, Any]]:
+    """The plan's candidates after the first, as LiteLLM's per-request fallbacks, which it follows whatever the failure.
+
+    Each entry must differ from the others to be followed (litellm/router_utils/fallback_event_handlers.py,
+    `fallback_attempt_key`), so it names the deployments that will have been tried in its group by then.
+    """
+    entries: list[dict[str, Any]] = []
+    tried: dict[str, list[str]] = {}
+    for candidate in plan.candidates:
+        before = tried.setdefault(candidate.group, [])
+        entry: dict[str, Any] = {"model": candidate.group}
+        if before:
+            entry["_excluded_deployment_ids"] = list(before)
+        entries.append(entry)
+        before.append(candidate.deployment)
+    return entries[1:]
+
+
 def capped(call: Call, candidate: Candidate, kwargs: dict[str, Any]) -> dict[str, Any]:
     """One attempt's arguments, with every output limit in them held to what this candidate may write."""
     if call.endpoint.cap_field is None:
@@ -105,6 +131,41 @@ def capped(call: Call, candidate: Candidate, kwargs: dict[str, Any]) -> dict[str
     cap = call.output_cap(candidate)
     present = [field for field in CAP_FIELDS if kwargs.get(field) is not None]
     return {**kwargs, **{field: min(cap, kwargs[field]) for field in present}}
+
+
+class Late(str):
+    """A header's value that is looked up when it is sent: a stream may fail over after LiteLLM has asked for headers.
+
+    Starlette encodes headers when it makes the response, which LiteLLM does after the first chunk
+    (litellm/proxy/common_request_processing.py, `create_response`).
+
+    Parameters
+    ----------
+    now
+        The value as it is now.
+    later
+        Looks it up.
+    """
+
+    later: Callable[[], str]
+
+    def __new__(cls, now: str, later: Callable[[], str]) -> Late:
+        made = super().__new__(cls, now)
+        made.later = later
+        return made
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """The bytes of the value as it is now."""
+        return self.later().encode(encoding, errors)
+
+
+def late(headers: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Headers whose values are looked up when they are sent."""
+
+    def as_it_will_be(name: str) -> Late:
+        return Late(headers()[name], lambda: headers()[name])
+
+    return {name: as_it_will_be(name) for name in headers()}
 
 
 def is_health_check(kwargs: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ _HOLD_ONCE = """
 SELECT * FROM hold_credits_once(
     $8, $9, make_interval(hours => $10), $1, $2, $3, $4, make_interval(secs => $5), $6, $7
 )"""
+_REHEARSE = "SELECT * FROM rehearse_hold($1, $2, $3, $4)"
 _FORGET_KEYS = "SELECT forget_idempotency_keys()"
 _SETTLE = "SELECT * FROM settle_credits($1)"
 _EXTEND = "SELECT hold_id FROM extend_holds($1, make_interval(secs => $2))"
@@ -71,6 +72,8 @@ class Ledger:
     ) -> Held:
         """Hold `amount` credits, or what is available if that is at least `least`; with `once`, for one call per key.
 
+        A hold whose answer is lost, or that nobody waits for any more, is released in the background.
+
         Raises
         ------
         LedgerUnavailable
@@ -82,11 +85,28 @@ class Ledger:
             held = (hold_id, user_id, amount, least, self._lease_s, power_level, facts)
             key = (once.key, once.body_hash, once.remember_h) if once else ()
             row = await self._database.fetchrow(_HOLD_ONCE if once else _HOLD, *held, *key, idempotent=True)
+        except asyncio.CancelledError:
+            self._abandon(hold_id, user_id)
+            raise
         except DatabaseError as error:
+            if isinstance(error, DatabaseUnavailable) and error.in_doubt:
+                self._abandon(hold_id, user_id)
             logger.error("no hold for user %s: %s", user_id, error, extra={"action": "hold_failed"})
             raise LedgerUnavailable("The credit ledger cannot be reached; please try again shortly.") from error
         assert row is not None  # noqa: S101 - hold_credits answers with exactly one row
         metrics.HOLDS.labels(row["error"] or "held").inc()
+        return Held.from_row(row)
+
+    async def rehearse(self, user_id: str, amount: Decimal, least: Decimal, power_level: str) -> Held:
+        """What `hold` would answer now; nothing is held.
+
+        Raises
+        ------
+        DatabaseError
+            PostgreSQL cannot say.
+        """
+        row = await self._database.fetchrow(_REHEARSE, user_id, amount, least, power_level, idempotent=True)
+        assert row is not None  # noqa: S101 - rehearse_hold answers with exactly one row
         return Held.from_row(row)
 
     async def settle(self, record: Record) -> Outcome:
@@ -94,11 +114,7 @@ class Ledger:
 
         Safe to call twice with the same hold id. The work goes on when the caller is cancelled.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((record, future))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
-        return await asyncio.shield(future)
+        return await asyncio.shield(self._ask(record))
 
     async def extend(self, hold_ids: Iterable[UUID]) -> set[UUID]:
         """Renew the leases of live calls; returns those that still were open."""
@@ -175,6 +191,19 @@ class Ledger:
         for record in self._stranded:
             logger.critical("settlement lost with this process: %s", json.dumps(record), extra={"action": "lost"})
 
+    def _abandon(self, hold_id: UUID, user_id: str) -> None:
+        """Release a hold of which nobody knows whether it is there; one that comes later finds itself released."""
+        logger.warning("hold %s of user %s is in doubt and released", hold_id, user_id, extra={"action": "hold_lost"})
+        metrics.HOLDS.labels("lost").inc()
+        self._ask({"hold_id": str(hold_id), "user_id": user_id, "action": "release", "charge": "0", "usage": None})
+
+    def _ask(self, record: Record) -> asyncio.Future[Outcome]:
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((record, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        return future
+
     async def _write(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
@@ -208,7 +237,7 @@ class Ledger:
             return [outcome for record in records for outcome in await self._settle_all([record])]
         for record, row in zip(records, rows, strict=True):
             metrics.SETTLEMENTS.labels(row["outcome"]).inc()
-            if row["outcome"] in _STRANGE:
+            if _is_strange(record, row["outcome"]):
                 await self._quarantine(record, row["outcome"])
         return [Outcome(row["charged"] or Decimal(0), row["credits_remaining"]) for row in rows]
 
@@ -251,3 +280,8 @@ class Ledger:
             metrics.STRANDED.set(len(self._stranded))
             logger.critical("the outbox cannot be written, %d settlement(s) are kept in memory and new calls are "
                             "refused: %s", len(self._stranded), error, extra={"action": "outbox_failed"})  # fmt: skip
+
+
+def _is_strange(record: Record, outcome: str) -> bool:
+    """Whether an operator must look at it; a release takes nothing from an account that was never opened."""
+    return outcome in _STRANGE and (record["action"], outcome) != ("release", "unknown_account")

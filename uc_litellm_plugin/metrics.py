@@ -17,3 +17,8 @@ OUTBOXED = Counter("uc_settlements_outboxed", "Settlements that went to the outb
 OUTBOX_BYTES = Gauge("uc_outbox_bytes", "Bytes of settlements that wait in the outbox, of all processes on this host.")
 OUTBOX_AGE = Gauge("uc_outbox_oldest_seconds", "Age of the oldest settlement that waits in the outbox.")
 STRANDED = Gauge("uc_settlements_stranded", "Settlements kept in memory, since the outbox cannot be written.")
+REINSTALLED = Counter("uc_strategy_reinstalled", "Times the routing strategy had to be put back on LiteLLM's router.")
+ATTEMPTS = Counter("uc_attempts", "Attempts at providers that ended, by outcome: success, abandoned or the fault.",
+                   ["provider", "outcome"])  # fmt: skip
+PROVIDER_STATUS = Gauge("uc_provider_status", "How a deployment stands: 0 healthy, 1 degraded, 2 down.",
+                        ["provider", "deployment"])  # fmt: skip

@@ -31,7 +31,7 @@ _PAYMENT_METHODS = {"bonus": "bonus"}
 
 _ACCOUNT = """
 SELECT user_id, credits_remaining, credits_held, credits_available, credits_debt, credits_lifetime, credits_spent,
-       monthly_cap, spent_this_month, tier, power_level, status, created_at
+       monthly_cap, spent_this_month, tier, power_level, power_level_downgrade, status, created_at
 FROM user_credits WHERE user_id = $1"""
 _ADD = """
 SELECT * FROM add_user_credits(
@@ -39,10 +39,11 @@ SELECT * FROM add_user_credits(
 _SET = """
 UPDATE user_credits AS a SET
     tier = coalesce($2, a.tier), power_level = coalesce($3, a.power_level), status = coalesce($4, a.status),
-    monthly_cap = CASE WHEN $5 THEN $6::numeric ELSE a.monthly_cap END
+    power_level_downgrade = coalesce($5, a.power_level_downgrade),
+    monthly_cap = CASE WHEN $6 THEN $7::numeric ELSE a.monthly_cap END
 FROM (SELECT * FROM user_credits WHERE user_id = $1 FOR UPDATE) AS before
 WHERE a.user_id = before.user_id
-RETURNING before.tier, before.power_level, before.status, before.monthly_cap"""
+RETURNING before.tier, before.power_level, before.power_level_downgrade, before.status, before.monthly_cap"""
 _HISTORY = """
 SELECT id, created_at, transaction_type, amount, held_delta, debt_delta, balance_after, held_after, debt_after,
        provider, model, tokens_used, power_level, hold_id, request_id, idempotency_key, notes, admin_user_id
@@ -68,12 +69,15 @@ class Changes:
     ----------
     monthly_cap
         Credits per month (UTC), or `NO_CAP`.
+    downgrade
+        Whether a call that does not fit is tried at cheaper power levels.
     """
 
     tier: Tier | None = None
     power_level: str | None = None
     monthly_cap: Decimal | Literal["none"] | None = None
     status: str | None = None
+    downgrade: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Office:
             raise _refusal("invalid_power_level", user_id)
         before = await self.database.fetchrow(
             _SET, checked_user_id(user_id), changes.tier, changes.power_level, changes.status,
-            changes.monthly_cap is not None, cap,
+            changes.downgrade, changes.monthly_cap is not None, cap,
         )  # fmt: skip
         if before is None:
             raise _refusal("unknown_account", user_id)
@@ -274,7 +278,7 @@ _WHY = {
     "invalid_user_id": "{user} cannot be a user id: use 1 to 255 characters, none of them a control character.",
     "invalid_tier": f"There is no such tier; use one of {', '.join(TIERS)}.",
     "invalid_power_level": "There is no such power level; the built-in ones are eco, balanced and precision.",
-    "nothing_to_set": "Nothing was to be set; name the tier, power level, monthly cap or status.",
+    "nothing_to_set": "Nothing was to be set; name the tier, power level, downgrade, monthly cap or status.",
     "invalid_status": f"There is no such status; use one of {', '.join(STATUSES)}.",
     "invalid_monthly_cap": "A monthly cap is an amount of credits from 0 on, or none.",
     "invalid_transaction_type": f"There is no such type of credits; use one of {', '.join(ADDITIONS)}.",

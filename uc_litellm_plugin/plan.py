@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,8 +12,12 @@ from . import pricing
 from .demand import Demand
 from .errors import BadRequest
 from .pricing import Rates, Terms
+from .provider_key import ProviderKey
 from .requests import LARGEST_CAP
 from .tokens import input_bound, unseen
+
+# Ends the id of a candidate with an own key.
+OWN_KEY_MARK = "#byok"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,18 @@ class Candidate:
         The model's limits in tokens, None when unknown.
     reasons
         It may spend output tokens on reasoning that it does not show.
+    quality
+        `model_info.quality_score`, 0 to 100, None where the operator gave none.
+    own_key
+        The caller's own provider key that pays for it, None for the platform's.
+    share
+        The part of the price that is charged: 1, or less with an own key.
+    own_key_only
+        The platform has no key of its own for it.
+    by_pattern
+        A wildcard of the operator's found it: its model is what the client wrote, and may not exist.
+    ours
+        Whether its group follows the plan; False leaves the group to LiteLLM's own strategy.
     """
 
     deployment: str
@@ -54,10 +71,21 @@ class Candidate:
     max_output: int | None
     context: int | None
     reasons: bool = False
+    quality: Decimal | None = None
+    own_key: ProviderKey | None = None
+    share: Decimal = Decimal(1)
+    own_key_only: bool = False
+    ours: bool = True
+    by_pattern: bool = False
+
+    @property
+    def router_id(self) -> str:
+        """LiteLLM's id of the deployment, which a candidate with an own key shares with the platform's."""
+        return self.deployment.removesuffix(OWN_KEY_MARK)
 
 
 @dataclass(frozen=True)
-class _Bound:
+class Bound:
     """One candidate's worst case: what it may read, and at which rates."""
 
     candidate: Candidate
@@ -65,6 +93,7 @@ class _Bound:
     rates: Rates
 
     def output(self, cap: int) -> int:
+        """The most output tokens of one answer under a cap."""
         return min(cap, self.candidate.max_output or cap)
 
 
@@ -77,7 +106,7 @@ class Plan:
     terms
         USD to credits, frozen.
     bounds
-        The candidates in the order of the router's list, each with its worst case.
+        The candidates in the order in which they are tried, each with its worst case.
     answers
         How many answers may be generated.
     wanted_cap
@@ -89,7 +118,7 @@ class Plan:
     """
 
     terms: Terms
-    bounds: tuple[_Bound, ...]
+    bounds: tuple[Bound, ...]
     answers: int
     wanted_cap: int
     smallest_cap: int
@@ -98,6 +127,26 @@ class Plan:
     def candidate(self, deployment: str | None) -> Candidate | None:
         """The candidate with this deployment id, None when the plan has none."""
         return next((b.candidate for b in self.bounds if b.candidate.deployment == deployment), None)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The candidates in the order in which they are tried."""
+        return [bound.candidate for bound in self.bounds]
+
+    @property
+    def ours(self) -> bool:
+        """Whether the plan decides who answers, rather than LiteLLM's own strategy."""
+        return self.bounds[0].candidate.ours
+
+    def ordered(self, deployments: Sequence[str]) -> Plan:
+        """The same plan with its candidates in this order of deployment ids; those not named are left out."""
+        bounds = {bound.candidate.deployment: bound for bound in self.bounds}
+        return dataclasses.replace(self, bounds=tuple(bounds[deployment] for deployment in deployments))
+
+    def usd(self, bound: Bound) -> Decimal:
+        """The most USD the call can cost at one candidate with the output that is wanted."""
+        output = max(bound.output(self.wanted_cap), self.least_output) * self.answers
+        return pricing.worst_usd(bound.rates, bound.input_tokens, output)
 
     def cost(self, cap: int) -> Decimal:
         """The most credits the call can cost with `cap` output tokens per answer, over all candidates."""
@@ -113,14 +162,14 @@ class Plan:
             return self.wanted_cap
         return max(0, min(self.wanted_cap, self.affordable(held)))
 
-    def _affordable_at(self, bound: _Bound, available: Decimal) -> int:
+    def _affordable_at(self, bound: Bound, available: Decimal) -> int:
         most = bound.candidate.max_output
         if most is not None and self._cost_of(bound, most) <= available:
             return LARGEST_CAP  # The model's own limit is what keeps it from costing more.
         fits = pricing.affordable_output(bound.rates, bound.input_tokens, available, self.terms, self.answers)
         return fits if fits >= self.least_output else -1
 
-    def _cost_of(self, bound: _Bound, cap: int) -> Decimal:
+    def _cost_of(self, bound: Bound, cap: int) -> Decimal:
         output = max(bound.output(cap), self.least_output) * self.answers
         usd = pricing.worst_usd(bound.rates, bound.input_tokens, output)
         return pricing.credits(usd, self.terms)
@@ -168,13 +217,13 @@ def make(
     return Plan(terms, bounds, demand.answers, wanted, min(wanted, min_cap), least_output)
 
 
-def _room(bound: _Bound) -> int:
+def _room(bound: Bound) -> int:
     """What a small context window leaves for output; a limit that the client did not name must not overflow it."""
     context = bound.candidate.context
     return LARGEST_CAP if context is None else context - bound.input_tokens
 
 
-def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: str) -> _Bound:
+def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: str) -> Bound:
     tokens = input_bound(demand, counted, candidate.model)
     hidden = unseen(demand, candidate.model)
     if hidden and unbounded_input == "refuse":
@@ -192,7 +241,7 @@ def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: 
         speech=bool(demand.audio_bytes or demand.speaks),
         tier=demand.tier,
     )
-    return _Bound(candidate, tokens, pricing.dearest(candidate.prices, trigger))
+    return Bound(candidate, tokens, pricing.dearest(candidate.prices, trigger).times(candidate.share))
 
 
 def _whole_context(candidate: Candidate) -> int:

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from fastapi import Request
 from litellm.proxy import proxy_server
 from litellm.proxy._types import UserAPIKeyAuth
 
+from . import api
 from .callbacks import UcHandler
+from .errors import Refusal
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+def start_soon(worker: Worker) -> asyncio.Task[None] | None:
+    """Open the database before the first request, if a loop runs (LiteLLM imports callbacks inside its lifespan)."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+    async def boot() -> None:
+        try:
+            await worker.ready()
+        except Refusal as refusal:
+            logger.warning("not ready yet: %s", refusal.message)
+
+    return loop.create_task(boot())
+
 
 proxy_handler_instance = UcHandler()
+api.mount(proxy_server.app, proxy_handler_instance.reception)
+_booting = start_soon(proxy_handler_instance.worker)
 
 _litellms_shutdown = proxy_server.proxy_shutdown_event
 

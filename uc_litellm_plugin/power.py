@@ -22,13 +22,33 @@ class PowerLevel:
         Factor on the provider's cost.
     default_max_output
         Output limit of a request that names none. Tokens.
+    preferred_providers
+        In this order, before all others.
+    strict
+        The others are not used at all (`fallback_strategy` none).
+    max_latency_ms
+        Target for the 95th percentile of the time to the first token, None for no target. Milliseconds.
+    min_quality
+        Target for a deployment's `model_info.quality_score`, 0 to 100.
     """
 
     name: str
     multiplier: Decimal
     default_max_output: int
+    preferred_providers: tuple[str, ...] = ()
+    strict: bool = False
+    max_latency_ms: int | None = None
+    min_quality: Decimal = Decimal(0)
 
 
 def from_row(row: Mapping[str, Any]) -> PowerLevel:
     """A level from its row in `power_level_configs`."""
-    return PowerLevel(row["power_level"], row["cost_multiplier"], row["default_max_output_tokens"])
+    return PowerLevel(
+        name=row["power_level"],
+        multiplier=row["cost_multiplier"],
+        default_max_output=row["default_max_output_tokens"],
+        preferred_providers=tuple(row["preferred_providers"]),
+        strict=row["fallback_strategy"] == "none",
+        max_latency_ms=row["max_latency_ms"],
+        min_quality=row["min_quality_score"],
+    )

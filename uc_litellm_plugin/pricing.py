@@ -83,6 +83,10 @@ class Rates:
     output: Decimal
     fee: Decimal = ZERO
 
+    def times(self, share: Decimal) -> Rates:
+        """A part of each of them."""
+        return self if share == 1 else Rates(self.input * share, self.output * share, self.fee * share)
+
 
 def dearest(entry: Mapping[str, Any], trigger: Trigger) -> Rates:
     """The worst rates of a price entry for one request.
@@ -142,6 +146,12 @@ def worst_usd(rates: Rates, input_tokens: int, output_tokens: int) -> Decimal:
     """The dearest outcome: all input and all output at the dearest rates."""
     with localcontext(_EXACT):
         return rates.input * input_tokens + rates.output * output_tokens + rates.fee
+
+
+def part(usd: Decimal, share: Decimal) -> Decimal:
+    """A share of a cost in USD, exactly: it is rounded when it becomes credits."""
+    with localcontext(_EXACT):
+        return usd * share
 
 
 def affordable_output(rates: Rates, input_tokens: int, available: Decimal, terms: Terms, answers: int) -> int:

@@ -42,6 +42,9 @@ _SAMPLING = {"temperature", "top_p", "top_k", "top_a", "min_p", "repetition_pena
 _OPENAI = {"model", "stream", "user", "metadata", "frequency_penalty", "presence_penalty", "logit_bias"}
 _CACHING = {"prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store"}
 
+# Ours, on every endpoint; it never goes on to a provider.
+ROUTING_FIELD = "provider"
+
 # The documented fields: https://platform.openai.com/docs/api-reference, https://docs.anthropic.com/en/api/messages.
 _FIELDS: Mapping[Endpoint, frozenset[str]] = {
     CHAT: frozenset(
@@ -89,8 +92,8 @@ _MOST_PROMPTS = 2048
 
 
 def fields(endpoint: Endpoint) -> frozenset[str]:
-    """The documented fields of an endpoint's bodies."""
-    return _FIELDS[endpoint]
+    """The documented fields of an endpoint's bodies, and ours."""
+    return _FIELDS[endpoint] | {ROUTING_FIELD}
 
 
 def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> None:
@@ -126,7 +129,7 @@ def _check_field(endpoint: Endpoint, field: str, extra_fields: frozenset[str]) -
         raise BadRequest(
             f"'{shown}' steers the proxy and is not taken from clients.", code="unknown_field", param=shown
         )
-    if field not in _FIELDS[endpoint] and field not in extra_fields:
+    if field not in _FIELDS[endpoint] and field != ROUTING_FIELD and field not in extra_fields:
         raise BadRequest(
             f"'{shown}' is not a field of {endpoint.name} requests here; remove it, "
             "or ask the operator to add it to requests.extra_fields.",

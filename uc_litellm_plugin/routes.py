@@ -68,6 +68,9 @@ _FREE = (
     re.compile(r"/(v1/)?responses/[^/]+"),
 )
 
+# Our own REST API (api/).
+_API = frozenset({("POST", "/api/v1/route/explain")})
+
 # Paid kinds that the worst case of a hold does not cover yet: they get a clear 400 rather than a puzzling 403.
 _NOT_OFFERED = re.compile(
     r"/(v1/)?(images/.+|audio/.+|rerank|moderations|batches.*|files.*|fine_tuning/.+|assistants.*|threads.*"
@@ -75,7 +78,7 @@ _NOT_OFFERED = re.compile(
     r"|/v2/rerank"
 )
 
-RouteKind = Literal["billed", "free", "refused"]
+RouteKind = Literal["billed", "free", "api", "refused"]
 
 
 def kind(method: str, path: str) -> RouteKind:
@@ -84,7 +87,7 @@ def kind(method: str, path: str) -> RouteKind:
         return "billed"
     if method == "GET" and any(pattern.fullmatch(path) for pattern in _FREE):
         return "free"
-    return "refused"
+    return "api" if (method, path) in _API else "refused"
 
 
 def check(method: str, path: str) -> None:
@@ -105,6 +108,21 @@ def check(method: str, path: str) -> None:
         f"{method} {path} is not open to API keys of users; offered are {', '.join(offered())} and GET /v1/models.",
         code="route_not_allowed",
     )
+
+
+def named(name: str) -> Endpoint:
+    """The endpoint of this name.
+
+    Raises
+    ------
+    BadRequest
+        There is none; the message lists those there are.
+    """
+    for endpoint in ENDPOINTS:
+        if endpoint.name == name:
+            return endpoint
+    names = ", ".join(endpoint.name for endpoint in ENDPOINTS)
+    raise BadRequest(f"'endpoint' must be one of {names}.", code="invalid_value", param="endpoint")
 
 
 def billed_call(call_type: str) -> Endpoint:

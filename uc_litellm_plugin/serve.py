@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 import secrets
 import shlex
 import signal
@@ -22,6 +20,7 @@ from .errors import CommandRefused
 from .office import Office
 from .proxy_process import ProxyProcess, shell_code
 from .settings import Settings
+from .vault import new_sealing_key
 
 START_TIMEOUT_S = 180
 
@@ -207,9 +206,4 @@ def _make_master_key() -> str:
     return f"sk-{secrets.token_urlsafe(32)}"
 
 
-def _make_sealing_key() -> str:
-    """A Fernet key: https://github.com/fernet/spec/blob/master/Spec.md#key-format."""
-    return base64.urlsafe_b64encode(os.urandom(32)).decode()
-
-
-_SECRETS = {"LITELLM_MASTER_KEY": _make_master_key, "UC_SEALING_KEYS": _make_sealing_key}
+_SECRETS = {"LITELLM_MASTER_KEY": _make_master_key, "UC_SEALING_KEYS": new_sealing_key}

@@ -50,7 +50,7 @@ class Settlement:
     def _charge(self, call: Call, answer: Answer) -> Record:
         candidate = call.answering
         usd = Decimal(0) if candidate is None or answer.source == "cache" else self._usd(call, candidate, answer)
-        credits = self._credits(call, usd)
+        credits = self._credits(call, usd if candidate is None else pricing.part(usd, candidate.share))
         if credits > call.held:
             metrics.BEYOND_HOLD.inc()
             logger.warning("hold %s was %s but the call cost %s", call.id, call.held, credits,
@@ -120,12 +120,14 @@ def _failed(call: Call, status: int, error_type: str) -> dict[str, Any]:
 
 def _facts(call: Call) -> dict[str, Any]:
     candidate = call.answering
+    own_key = candidate.own_key if candidate else None
     return {
         "provider": candidate.provider if candidate else "none",
         "model": candidate.model if candidate else call.model,
         "model_group": call.model,
         "power_level": call.plan.terms.power_level,
-        "byok_used": False,
+        "byok_used": own_key is not None,
+        "provider_key_id": str(own_key.id) if own_key else None,
         "session_id": call.names.session,
         "app_id": call.names.app,
         "endpoint": call.endpoint.name,
@@ -154,6 +156,7 @@ def _metadata(call: Call) -> dict[str, Any]:
         if candidate
         else None,
         "api_key_id": call.caller.api_key_id,
+        "power_level_wished": None if call.route.wished == terms.power_level else call.route.wished,
         "client_request_id": call.names.request,
         "response_id": call.response_id,
     }

@@ -21,6 +21,9 @@ CLIENT_LEFT = 499
 
 _END = object()
 
+# The loop alone would let go of them.
+_ENDING: set[asyncio.Future[None]] = set()
+
 
 async def settled(
     call: Call,
@@ -55,6 +58,33 @@ async def settled(
     except Exception as error:
         await relay.broken(status_of(error, unknown=502), type(error).__name__)
         raise
+
+
+def watch(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
+    """End a call when the request that makes it is cancelled before anything of its answer passed by.
+
+    No hook hears of that: LiteLLM cancels a stream whose client leaves while its keepalives
+    (`sse_keepalive_ping_interval_seconds`) are all that came, uvicorn what does not end in time when it stops.
+    """
+
+    def ended(request: asyncio.Task[Any]) -> None:
+        if request.cancelled() and call.ending is None and not call.listening:
+            ending = asyncio.ensure_future(left(call, settlement, tokenizer))
+            _ENDING.add(ending)
+            ending.add_done_callback(_ENDING.discard)
+
+    if (request := asyncio.current_task()) is not None:
+        request.add_done_callback(ended)
+
+
+async def left(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
+    """The client has gone before the answer began: once a provider has the request its input is charged."""
+    if not call.under_way:
+        await settlement.release(call, CLIENT_LEFT, "client_disconnected")
+        return
+    usage = answers.estimated(call.endpoint.dialect, call.estimated_input(tokenizer), 0)
+    message = "the client left before the answer"
+    await settlement.charge(call, Answer(usage, "estimate", CLIENT_LEFT, "client_disconnected", message))
 
 
 class _Relay:

@@ -25,6 +25,7 @@ DEAR_PRICES = {name: price * 10 for name, price in GPT_MINI_PRICES.items()}
 # How long a stream that may reason unseen is read on when its client has left.
 FREE_PER_MINUTE = 60
 DRAIN_SECONDS = 2
+NEVER = 1000
 # As `uc-litellm serve` sets it: the OpenAI client's own retries would be attempts that nobody sees.
 ENVIRONMENT = {"DEFAULT_MAX_RETRIES": "0"}
 
@@ -91,6 +92,8 @@ def config(upstream_url: str, **extra: Any) -> Json:
         deployment(name, "openai/gpt-4o-mini", v1, GPT_MINI_PRICES) for name in ("timed", "retried", "cheap")
     )
     timed["litellm_params"]["timeout"] = 1
+    # Retries of one deployment are LiteLLM's own strategy; a plan tries each candidate once.
+    retried["model_info"]["uc_routing"] = False
     router = {
         "num_retries": 0,
         "disable_cooldowns": True,
@@ -108,7 +111,9 @@ def paid_proxy(database_url: str, config: Json, workers: int = 1, **env: str) ->
     with tempfile.TemporaryDirectory(prefix="uc-state-") as state:
         settings = Path(state, "uc.yaml")
         limits = f"tiers: {{free: {{rpm_limit: {FREE_PER_MINUTE}}}}}\n"
-        settings.write_text(f"holds: {{abort_drain_s: {DRAIN_SECONDS}}}\n{limits}")
+        # Tests make the same deployments fail again and again, and each wants them tried.
+        health = f"health: {{down_after: {NEVER}}}\n"
+        settings.write_text(f"holds: {{abort_drain_s: {DRAIN_SECONDS}}}\n{limits}{health}")
         ours = {"UC_STATE_DIR": state, "UC_DATABASE_URL": database_url, "UC_CONFIG": str(settings)}
         environment = {**ENVIRONMENT, **ours, **env}
         with Proxy(config, environment, workers=workers, cwd=Path(state)) as proxy:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,6 +18,9 @@ from tests.proxy import Proxy
 from tests.upstream import Upstream
 
 LEFT = 499
+# LiteLLM's own keepalives: it opens the stream when they begin, and cancels the request of a client that leaves then.
+PINGS = {"sse_keepalive_ping_interval_seconds": 0.05, "anthropic_sse_ping_interval_seconds": 0.05}
+VISITS, AT_ONCE, LONGEST_STAY_SECONDS = 60, 6, 0.8
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +33,24 @@ def cancelling(running: Upstream, bank: Bank) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.fixture(scope="module")
+def pinging(running: Upstream, bank: Bank) -> Iterator[Proxy]:
+    """A proxy that keeps a stream's connection alive until its first word."""
+    with paid_proxy(bank.url, config(running.url, litellm_settings=PINGS)) as proxy:
+        yield proxy
+
+
 @pytest.fixture(params=["default", "cancel_on_disconnect"])
 def either(request: pytest.FixtureRequest) -> Proxy:
     """Both kinds of proxy."""
     found: Proxy = request.getfixturevalue("proxy" if request.param == "default" else "cancelling")
+    return found
+
+
+@pytest.fixture(params=["proxy", "cancelling", "pinging"], ids=["default", "cancel_on_disconnect", "keepalives"])
+def each(request: pytest.FixtureRequest) -> Proxy:
+    """Every kind of proxy that treats a client in its own way when it leaves before the first word."""
+    found: Proxy = request.getfixturevalue(request.param)
     return found
 
 
@@ -63,12 +83,10 @@ def test_gone_in_a_cancelled_call(
 
 
 @pytest.mark.parametrize("name", STREAMED)
-def test_gone_before_the_first_chunk(
-    either: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str
-) -> None:
+def test_gone_before_the_first_chunk(each: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str) -> None:
     """A client that leaves before the first word pays for the input the provider accepted."""
     upstream.set_faults({"kind": "gate"}, {"kind": "slow", "seconds": 0.1})
-    with Visitor(either, account, *request(name, stream=True)):
+    with Visitor(each, account, *request(name, stream=True)):
         upstream.wait(gated=1)
     upstream.open()
     over = ended(bank, account)
@@ -106,3 +124,25 @@ def test_gone_while_it_reasons(proxy: Proxy, upstream: Upstream, bank: Bank, acc
     (book,) = asked(upstream)
     assert (over.charged, over.row["cost_source"]) == (prices.of_call(book), "usage")
     assert (over.row["status_code"], over.row["error_type"]) == (LEFT, "client_disconnected")
+
+
+def test_gone_at_any_moment(running: Upstream, upstream: Upstream, bank: Bank) -> None:
+    """Whenever a client leaves, the call has ended when the proxy has: no hold waits for its lease."""
+    account, seed = bank.open(tier="enterprise"), random.SystemRandom().randrange(1 << 31)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    visits = [(dice.choice(STREAMED), dice.uniform(0, LONGEST_STAY_SECONDS)) for _ in range(VISITS)]
+    upstream.set_faults({"kind": "delay", "seconds": LONGEST_STAY_SECONDS / 2}, {"kind": "slow", "seconds": 0.02})
+    with paid_proxy(bank.url, config(running.url, litellm_settings=PINGS)) as proxy:
+
+        def visit(name: str, stays: float) -> None:
+            with Visitor(proxy, account, *request(name, stream=True)):
+                time.sleep(stays)  # what is tested is the moment
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(visit, *zip(*visits, strict=True)))
+    transactions = [row["transaction_type"] for row in bank.transactions(account)]
+    assert "expire" not in transactions
+    assert transactions.count("hold") <= transactions.count("debit") + transactions.count("release")
+    assert bank.balance(account).held == 0
+    assert bank.audit() == []

@@ -37,6 +37,7 @@ def parsed() -> Options:
     parser.add_argument("--crashes", type=int, default=2, help="immediate stops of PostgreSQL")
     parser.add_argument("--calls", type=int, default=800, help="answers, at least")
     parser.add_argument("--proxies", type=int, default=3)
+    parser.add_argument("--spares", type=int, default=2, help="proxies kept warm to replace those that are killed")
     parser.add_argument("--lanes", type=int, default=24, help="clients at once")
     parser.add_argument("--every", type=float, default=30, dest="every_s", help="seconds between signs of progress")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))

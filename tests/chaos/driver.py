@@ -18,7 +18,7 @@ from tests.chaos.fleet import Fleet, Proxy
 from tests.proxy import Json
 
 ANSWER_SECONDS = aiohttp.ClientTimeout(total=60)
-PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.5
 TERMINAL = {"response.completed", "response.incomplete", "message_stop"}
 
 
@@ -27,6 +27,7 @@ class Call:
     """One request and what came of it.
 
     `words` counts those of a stream that arrived. `complete`: the whole plain answer, or the stream's terminal event.
+    `untold`: LiteLLM told the plugin of its answer too late for the charge to come before it.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Call:
     error: str | None = None
     body: str = ""
     under_way: bool = True
+    untold: bool = False
 
     @property
     def client_id(self) -> str:

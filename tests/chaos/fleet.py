@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -16,8 +15,9 @@ import aiohttp
 
 from tests.proxy import free_port
 
-START_SECONDS = 60.0
-STOP_SECONDS = 60.0
+START_SECONDS = 180.0
+STOP_SECONDS = 120.0
+MADE_AT_ONCE = 2
 ASK_EVERY_SECONDS = 0.05
 ROOT = Path(__file__).parents[2]
 
@@ -32,85 +32,78 @@ class Proxy:
     log: Path
     asked_to_end: bool = False
     killed: bool = False
+    exit_code: int | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, number: int) -> None:
-        with suppress(ProcessLookupError):
+        if not self.gone.is_set():
             os.kill(self.pid, number)
 
-    def watch(self) -> None:
-        """Notices the process's end. It is no child of ours, so that there is nothing to wait for."""
-        descriptor, loop = os.pidfd_open(self.pid), asyncio.get_running_loop()
-
-        def ended() -> None:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-            self.gone.set()
-
-        loop.add_reader(descriptor, ended)
+    @property
+    def fell(self) -> bool:
+        """Whether it ended and nobody had asked it to."""
+        return self.gone.is_set() and not self.asked_to_end
 
 
-class Nursery:
-    """The process that forks proxies; see tests/chaos/nursery.py."""
+class Workshop:
+    """Starts proxies: the stock `litellm` command, each in a process and a session of its own."""
 
     def __init__(self, config: Path, directory: Path, environment: dict[str, str]) -> None:
         self._config = config
         self._directory = directory
         self._environment = environment
-        self._born = 0
-        self._ordering = asyncio.Lock()
+        self._watching: set[asyncio.Task[None]] = set()
+        self.made: list[Proxy] = []
 
-    async def __aenter__(self) -> Nursery:
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.chaos.nursery", stdin=pipe, stdout=pipe, cwd=ROOT, env=self._environment,
-            start_new_session=True,
-        )  # fmt: skip
-        await self._hear()
+    async def __aenter__(self) -> Workshop:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        await self._process.wait()
+        for proxy in self.made:
+            proxy.asked_to_end = True
+            proxy.send(signal.SIGKILL)
+        await asyncio.gather(*self._watching)
 
-    async def _hear(self) -> dict[str, int]:
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        assert line, "the nursery ended"
-        heard: dict[str, int] = json.loads(line)
-        return heard
-
-    async def bear(self) -> Proxy:
+    async def make(self) -> Proxy:
         """A new proxy, which does not serve yet."""
-        self._born += 1
-        port, log = free_port(), self._directory / f"proxy-{self._born}.log"
-        arguments = ["--config", str(self._config), "--host", "127.0.0.1", "--port", str(port)]
-        order = {"arguments": arguments, "directory": str(self._directory), "log": str(log)}
-        async with self._ordering:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            pid = (await self._hear())["pid"]
-        proxy = Proxy(f"proxy-{self._born}", f"http://127.0.0.1:{port}", pid, log)
-        proxy.watch()
+        port, name = free_port(), f"proxy-{len(self.made) + 1}"
+        log = self._directory / f"{name}.log"
+        command = [str(Path(sys.executable).with_name("litellm")), "--config", str(self._config)]
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *command, "--host", "127.0.0.1", "--port", str(port), env=self._environment, cwd=self._directory,
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        proxy = Proxy(name, f"http://127.0.0.1:{port}", process.pid, log)
+        self.made.append(proxy)
+        watching = asyncio.create_task(_watch(process, proxy))
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
         return proxy
 
 
-class Fleet:
-    """So many proxies that serve; whoever ends is replaced at once."""
+async def _watch(process: asyncio.subprocess.Process, proxy: Proxy) -> None:
+    proxy.exit_code = await process.wait()
+    proxy.gone.set()
 
-    def __init__(self, nursery: Nursery, http: aiohttp.ClientSession, size: int) -> None:
-        self._nursery = nursery
+
+class Fleet:
+    """So many proxies that serve; whoever ends is replaced, at once while there are `spares`, which are kept warm."""
+
+    def __init__(self, workshop: Workshop, http: aiohttp.ClientSession, size: int, spares: int) -> None:
+        self._workshop = workshop
         self._http = http
         self.size = size
         self.ready: list[Proxy] = []
         self.changed = asyncio.Condition()
-        self.fell: list[Proxy] = []
-        self._keepers: list[asyncio.Task[None]] = []
+        self._room = asyncio.Semaphore(size + spares)
+        self._warm: asyncio.Queue[Proxy] = asyncio.Queue()
+        self._working: list[asyncio.Task[None]] = []
         self._failure: Exception | None = None
 
     async def start(self) -> None:
-        self._keepers = [asyncio.create_task(self._keep()) for _ in range(self.size)]
+        makers = [self._make() for _ in range(MADE_AT_ONCE)]
+        self._working = [asyncio.create_task(work) for work in (*makers, *(self._keep() for _ in range(self.size)))]
         await self.have(self.size)
 
     async def have(self, least: int) -> None:
@@ -139,20 +132,21 @@ class Fleet:
 
     async def stop(self) -> None:
         """Ends all in order, for good."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        await self._end(self.ready)
+        for work in self._working:
+            work.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+        await self._end(self._workshop.made)
 
     async def _end(self, proxies: list[Proxy]) -> None:
         for proxy in proxies:
-            proxy.asked_to_end = True
+            proxy.asked_to_end = proxy.asked_to_end or not proxy.gone.is_set()
             proxy.send(signal.SIGTERM)
         await asyncio.wait_for(asyncio.gather(*(proxy.gone.wait() for proxy in proxies)), STOP_SECONDS)
 
-    async def _keep(self) -> None:
+    async def _make(self) -> None:
         while self._failure is None:
-            proxy = await self._nursery.bear()
+            await self._room.acquire()
+            proxy = await self._workshop.make()
             try:
                 await self._answers(proxy)
             except RuntimeError as failure:
@@ -160,13 +154,17 @@ class Fleet:
                 async with self.changed:
                     self.changed.notify_all()
                 return
+            await self._warm.put(proxy)
+
+    async def _keep(self) -> None:
+        while True:
+            proxy = await self._warm.get()
             await self._note(proxy, True)
             await proxy.gone.wait()
+            # For those who called one that fell, it is as if somebody had killed it; that it fell is judged apart.
+            proxy.killed = proxy.killed or proxy.fell
             await self._note(proxy, False)
-            if not proxy.asked_to_end:
-                # For those who called it, it is as if somebody had killed it.
-                proxy.killed = True
-                self.fell.append(proxy)
+            self._room.release()
 
     async def _note(self, proxy: Proxy, serves: bool) -> None:
         async with self.changed:

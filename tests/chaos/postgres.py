@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -45,6 +46,21 @@ class Server:
         select.select([ended], [], [])
         os.close(ended)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All its processes stand still: what is sent to it is read afterwards."""
+        parent = int((self.cluster.data / "postmaster.pid").read_text().split()[0])
+        os.kill(parent, signal.SIGSTOP)
+        children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        try:
+            for child in children:
+                os.kill(child, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in (*children, parent):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def __enter__(self) -> Server:
         return self
 
@@ -55,7 +71,9 @@ class Server:
 
 @dataclass(eq=False)
 class Cut:
-    """A connection that is to be cut around the next hold or settlement, before or after its COMMIT."""
+    """A connection that is to be cut around the next hold or settlement, `before` or `after` its COMMIT, or that stays
+    but is `mute` from there on.
+    """
 
     statement: str
     when: str
@@ -97,8 +115,9 @@ class Wire:
         port = self._listening.sockets[0].getsockname()[1]
         return f"postgresql://uc@127.0.0.1:{port}/postgres?sslmode=disable"
 
-    async def cut(self, statement: str, when: str, seconds: float = 2) -> bool:
-        """Cuts the connection of the next `hold` or `settle`, `before` it arrives or `after` it is committed.
+    async def cut(self, statement: str, when: str, seconds: float = 10) -> bool:
+        """Cuts the connection of the next `hold` or `settle`, `before` it arrives or `after` it is committed, or lets
+        it fall silent then (`mute`).
 
         Returns whether one came within `seconds`.
         """
@@ -163,4 +182,5 @@ async def _down(reader: asyncio.StreamReader, link: _Link) -> None:
             await link.client.drain()
         elif data.endswith(READY_FOR_QUERY):
             link.doomed.done.set()
-            return
+            if link.doomed.when == "after":
+                return

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -28,30 +29,28 @@ SETTLING = f"{OURS} AND state = 'active' AND query LIKE '%settle_credits%'"
 # Longer than a lease, so that settlements come when their holds have lapsed.
 LONG_SECONDS = 8.0
 TOP_UP = Decimal("0.02")
+# How many kills there are for each of these.
+KILLS_FOR_EACH = {
+    **{"terminate": 2, "terminate_settling": 4, "deliver_again": 2, "top_up": 2},
+    **{"cut_hold_before": 8, "cut_hold_after": 8, "cut_hold_mute": 8},
+    **{"cut_settle_before": 4, "cut_settle_after": 4, "cut_settle_mute": 8},
+    **{"break_outbox": 20, "freeze": 20, "stall": 20},
+}
+# Rounds of half a second in which a settlement may come that waits for an account.
+ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How often what happens. The kinds that are not named follow from the kills."""
+    """How often what happens. The kinds that are not named follow from the kills; each comes once at least."""
 
     kills: int
     crashes: int
 
     def shuffled(self, dice: random.Random) -> list[str]:
-        counts = {
-            "kill": self.kills,
-            "crash": self.crashes,
-            "terminate": self.kills // 2,
-            "terminate_settling": self.kills // 4,
-            "cut_settle_before": self.kills // 4,
-            "cut_settle_after": self.kills // 4,
-            "cut_hold_before": self.kills // 8,
-            "cut_hold_after": self.kills // 8,
-            "break_outbox": max(self.kills // 20, 1),
-            "deliver_again": self.kills // 2,
-            "top_up": self.kills // 2,
-        }
-        events = [kind for kind, count in counts.items() for _ in range(count)]
+        events = ["kill"] * self.kills + ["crash"] * self.crashes
+        for kind, kills in KILLS_FOR_EACH.items():
+            events += [kind] * max(self.kills // kills, 1)
         dice.shuffle(events)
         return events
 
@@ -70,6 +69,7 @@ class Storm:
         self._poor = poor
         self._dice = random.Random(f"{seed} storm")
         self._recovery: asyncio.Task[None] | None = None
+        self._stalls: list[asyncio.Task[None]] = []
         self.happened: Counter[str] = Counter()
         self.strange: list[str] = []
         self._top_ups: list[tuple[str, str]] = []
@@ -84,6 +84,7 @@ class Storm:
                 await self._cause(kind)
         finally:
             await self._recovered()
+            await asyncio.gather(*self._stalls)
 
     async def _cause(self, kind: str) -> None:
         if kind.startswith("cut_"):
@@ -100,6 +101,26 @@ class Storm:
     async def _kill(self) -> int:
         await self._fleet.have(min(2, self._fleet.size))
         await self._fleet.kill(self._dice.choice(self._fleet.ready))
+        return 1
+
+    async def _stall(self) -> int:
+        """A proxy stands still for longer than its leases last, and goes on."""
+        await self._fleet.have(min(2, self._fleet.size))
+        proxy = self._dice.choice(self._fleet.ready)
+
+        async def stand_still() -> None:
+            proxy.send(signal.SIGSTOP)
+            await asyncio.sleep(LONG_SECONDS)
+            proxy.send(signal.SIGCONT)
+
+        self._stalls.append(asyncio.create_task(stand_still()))
+        return 1
+
+    async def _freeze(self) -> int:
+        """PostgreSQL stands still; what it is asked meanwhile it reads afterwards."""
+        await self._recovered()
+        with self._server.frozen():
+            await asyncio.sleep(self._dice.uniform(0.5, 4))
         return 1
 
     async def _crash(self) -> int:
@@ -126,13 +147,10 @@ class Storm:
 
     async def _terminate_settling(self) -> int:
         """Connections that wait in the middle of a settlement, for an account that somebody else has locked."""
-        query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {SETTLING} AND wait_event_type = 'Lock'"
-        async with connection(self._server) as locking, connection(self._server) as asked, locking.transaction():
-            await locking.execute("SELECT FROM user_credits ORDER BY user_id FOR UPDATE")
-            for _ in range(50):
-                if ended := len(await asked.fetch(query)):
+        async with connection(self._server) as locking, connection(self._server) as asked:
+            for _ in range(ROUNDS):
+                if ended := await _terminate_waiting(locking, asked):
                     return ended
-                await asyncio.sleep(0.01)
         return 0
 
     async def _break_outbox(self) -> int:
@@ -181,6 +199,17 @@ class Storm:
         if answers != [True, True]:
             self.strange.append(f"a top-up delivered twice was answered {answers}")
         return 1
+
+
+async def _terminate_waiting(locking: Any, asked: Any) -> int:
+    query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {SETTLING} AND wait_event_type = 'Lock'"
+    async with locking.transaction():
+        await locking.execute("SELECT FROM user_credits ORDER BY user_id FOR UPDATE")
+        for _ in range(50):
+            if ended := len(await asked.fetch(query)):
+                return ended
+            await asyncio.sleep(0.01)
+    return 0
 
 
 @contextlib.asynccontextmanager

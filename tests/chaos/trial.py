@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import yaml
@@ -18,7 +20,7 @@ from pydantic import SecretStr
 
 from tests.acceptance.bank import Account, Bank
 from tests.chaos.driver import Driver
-from tests.chaos.fleet import ROOT, Fleet, Nursery
+from tests.chaos.fleet import ROOT, Fleet, Proxy, Workshop
 from tests.chaos.postgres import Server, Wire
 from tests.chaos.storm import Plan, Storm, connection
 from tests.chaos.verdict import Verdict, judge, outcome_of
@@ -32,6 +34,17 @@ CALM_SECONDS = 90.0
 RICH, POOR = 36, 4
 # One attempt per call, and no deployment that rests after a failure: each book has at most one entry for a call.
 ROUTER = {"num_retries": 0, "disable_cooldowns": True}
+# Some hooks of the plugin come twice or never; see tests/chaos/hooks.py.
+PLUGIN: dict[str, Any] = {
+    "litellm_settings": {"callbacks": ["tests.chaos.hooks.proxy_handler_instance"]},
+    "general_settings": {"custom_auth": "tests.chaos.hooks.user_api_key_auth"},
+}
+HOOKS = "hooks.log"
+# Of what the plugin logs: settlements that end with their process, beats and calls with a fault that nobody thought of.
+UNHEARD_OF = re.compile(
+    r"^.*(settlement lost with this process|could not be admitted|(Worker|Ledger|Health)\.\w+ failed$).*(\n.*){0,40}",
+    re.MULTILINE,
+)
 PAUSES = ({"kind": "slow", "seconds": 0.02}, {"kind": "delay", "seconds": 0.1})
 
 Say = Callable[[str], None]
@@ -45,8 +58,8 @@ class Options:
     ----------
     calls
         Answers until it is over.
-    proxies, lanes
-        Processes that serve, and clients that ask at once.
+    proxies, spares, lanes
+        Processes that serve, those that are kept warm to replace them, and clients that ask at once.
     every_s
         How often progress is shown. Seconds.
     """
@@ -55,7 +68,8 @@ class Options:
     crashes: int
     calls: int
     seed: int
-    proxies: int = 3
+    proxies: int = 2
+    spares: int = 0
     lanes: int = 24
     every_s: float = 5
 
@@ -92,8 +106,8 @@ class Trial:
         http = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         )
-        nursery = await stack.enter_async_context(nursery_of(state, upstream.url, wire.url))
-        fleet = Fleet(nursery, http, options.proxies)
+        workshop = await stack.enter_async_context(workshop_of(state, upstream.url, wire.url, options.seed))
+        fleet = Fleet(workshop, http, options.proxies, options.spares)
         await fleet.start()
         self._driver = driver = Driver(fleet, http, rich + poor, options.seed)
         storm = Storm(fleet, driver, server, wire, state / "outbox", poor, options.seed)
@@ -102,12 +116,12 @@ class Trial:
         await self._rage(storm, driver, fleet)
         await self._calm(fleet, server, state / "outbox")
         books = await asyncio.to_thread(upstream.calls)
-        verdict = await asyncio.to_thread(judge, driver.calls, books, bank)
+        verdict = await asyncio.to_thread(judge, driver.calls, books, bank, untold(state))
         verdict.counts.update(storm.happened)
+        verdict.counts.update(hooks(state))
         verdict.counts["seconds"] = round(time.monotonic() - self._began)
         verdict.violations += storm.strange
-        verdict.counts["proxies that fell by themselves"] = len(fleet.fell)
-        verdict.fallen += [f"{proxy.name} at {proxy.url} fell by itself:\n{tail(proxy.log)}" for proxy in fleet.fell]
+        inspect(verdict, workshop.made)
         return verdict
 
     async def _rage(self, storm: Storm, driver: Driver, fleet: Fleet) -> None:
@@ -130,16 +144,22 @@ class Trial:
             self._say(f"{time.monotonic() - self._began:6.0f} s, {len(fleet.ready)} serve: {seen}")
 
     async def _calm(self, fleet: Fleet, server: Server, outbox: Path) -> None:
-        """All proxies start anew once, until the outboxes are flushed and the leases of the dead have lapsed."""
-        self._say(f"{time.monotonic() - self._began:6.0f} s, the storm is over: restarting the proxies")
+        """Until the outboxes are flushed and the leases of the dead have lapsed; then all proxies start anew once."""
+        self._say(f"{time.monotonic() - self._began:6.0f} s, the storm is over")
+        await _settled(server, outbox)
+        self._say(f"{time.monotonic() - self._began:6.0f} s, restarting the proxies")
         await fleet.restart()
-        deadline = time.monotonic() + CALM_SECONDS
-        async with connection(server) as asked:
-            while time.monotonic() < deadline and (
-                waiting(outbox) or await asked.fetchval("SELECT EXISTS (SELECT FROM credit_holds)")
-            ):
-                await asyncio.sleep(0.2)
+        await _settled(server, outbox)
         await fleet.stop()
+
+
+async def _settled(server: Server, outbox: Path) -> None:
+    deadline = time.monotonic() + CALM_SECONDS
+    async with connection(server) as asked:
+        while time.monotonic() < deadline and (
+            waiting(outbox) or await asked.fetchval("SELECT EXISTS (SELECT FROM credit_holds)")
+        ):
+            await asyncio.sleep(0.2)
 
 
 async def prepared(url: str) -> Bank:
@@ -153,10 +173,10 @@ def opened(bank: Bank) -> tuple[list[Account], list[Account]]:
     return [bank.open("10000") for _ in range(RICH)], [bank.open("0.05") for _ in range(POOR)]
 
 
-def nursery_of(state: Path, upstream_url: str, database_url: str) -> Nursery:
+def workshop_of(state: Path, upstream_url: str, database_url: str, seed: int) -> Workshop:
     """All proxies share one configuration and one state directory, as the workers of one machine do."""
     config, ours = state / "config.yaml", state / "uc.yaml"
-    config.write_text(yaml.safe_dump(litellm_config(upstream_url, router_settings=ROUTER), sort_keys=False))
+    config.write_text(yaml.safe_dump(litellm_config(upstream_url, router_settings=ROUTER, **PLUGIN), sort_keys=False))
     ours.write_text(UC_YAML)
     variables = {
         "LITELLM_LOG": "ERROR",
@@ -167,13 +187,36 @@ def nursery_of(state: Path, upstream_url: str, database_url: str) -> Nursery:
         "UC_DATABASE_URL": database_url,
         "UC_CONFIG": str(ours),
         "PYTHONPATH": str(ROOT),
+        "CHAOS_SEED": str(seed),
+        "CHAOS_HOOKS": str(state / HOOKS),
     }
-    return Nursery(config, state, environment(variables))
+    return Workshop(config, state, environment(variables))
 
 
 def waiting(outbox: Path) -> bool:
     return any(segment.stat().st_size for segment in outbox.glob("*.outbox"))
 
 
-def tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-6000:]
+def untold(state: Path) -> set[str]:
+    """The ids of calls whose awaited hook never came, so that they are charged after their answer."""
+    return {call for hook, fate, call in fates(state) if (hook, fate) == ("async_post_call_success_hook", "never")}
+
+
+def hooks(state: Path) -> Counter[str]:
+    return Counter(f"hooks that came {fate}" for _, fate, _ in fates(state))
+
+
+def fates(state: Path) -> list[list[str]]:
+    """What each proxy wrote of the hooks that came twice or never."""
+    return [line.split() for line in (state / HOOKS).read_text().splitlines()]
+
+
+def inspect(verdict: Verdict, proxies: Sequence[Proxy]) -> None:
+    """A proxy that ends without having been asked to is wrong, and so is whatever it says that must never happen."""
+    for proxy in proxies:
+        said = proxy.log.read_text(errors="replace")
+        if proxy.fell:
+            verdict.violations.append(f"{proxy.name} ended by itself with {proxy.exit_code}:\n{said[-6000:]}")
+        verdict.violations += [f"{proxy.name} says: {found[0]}" for found in UNHEARD_OF.finditer(said)]
+    verdict.counts["proxies"] = len(proxies)
+    verdict.counts["proxies that fell by themselves"] = sum(proxy.fell for proxy in proxies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -38,11 +38,10 @@ _MUST_BE_ZERO = ("negative rows", "holds left", "quarantined", "audit rows")
 
 @dataclass
 class Verdict:
-    """What was counted, which calls a kill left without a charge, who fell without one, and what must not be."""
+    """What was counted, which calls a kill left without a charge, and what must not be."""
 
     counts: Counter[str] = field(default_factory=Counter)
     unsettled: list[str] = field(default_factory=list)
-    fallen: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     def blame(self, call: Call, why: str) -> None:
@@ -52,11 +51,12 @@ class Verdict:
         )
 
 
-def judge(calls: Sequence[Call], upstream: Sequence[Json], bank: Bank) -> Verdict:
-    """Compares the books."""
+def judge(calls: Sequence[Call], upstream: Sequence[Json], bank: Bank, untold: Collection[str] = ()) -> Verdict:
+    """Compares the books. `untold` are the ids of calls whose awaited hook never came."""
     verdict = Verdict()
     books, charges = by_call(upstream), charges_of(bank)
     for call in calls:
+        call.untold = call.request_id in untold
         judge_call(verdict, call, books.pop(call.number, []), charges.pop(call.client_id, []))
     verdict.violations += [f"the provider was asked for {lost}, which nobody asked for" for lost in books]
     verdict.violations += [f"charged for {client}: {rows}" for client, rows in charges.items()]
@@ -97,7 +97,7 @@ def judge_call(verdict: Verdict, call: Call, books: list[Json], charges: list[Js
     counts["doubles"] += sum(row["times"] for row in charges) > 1
     for why in wrongs(call, books, answered, charges):
         verdict.blame(call, why)
-    if answered and not charges and call.proxy.killed and not call.complete:
+    if answered and not charges and call.proxy.killed and (call.untold or not call.complete):
         note_unsettled(verdict, call, answered[0])
     elif call.proxy.killed and not call.complete and charges:
         counts["charged, though killed before the client had it all"] += 1
@@ -127,8 +127,10 @@ def wrongs(call: Call, books: list[Json], answered: list[Json], charges: list[Js
         yield f"charged {times} times: {charges}"
     if call.complete and not answered:
         yield "a complete answer that the provider did not give"
-    if call.complete and not charges:
+    if call.complete and not charges and not (call.untold and call.proxy.killed):
         yield "a complete answer was not charged"
+    if call.status not in (None, 200, 402, 503):
+        yield "refused as nobody expects"
     if not call.complete and not call.proxy.killed and (call.status in (None, 200) or answered):
         yield "not answered in full, though nobody killed its proxy"
     if charges and not answered:
@@ -151,6 +153,7 @@ def note_unsettled(verdict: Verdict, call: Call, book: Json) -> None:
     """A killed worker had no time to charge what the provider delivered."""
     counts = verdict.counts
     counts["killed before settlement"] += 1
+    counts["killed when LiteLLM had told no hook"] += call.complete
     worth = prices.of_call(book)
     if call.words:
         counts["partial streams unsettled"] += 1
@@ -165,18 +168,18 @@ _ORDER = (
     *("calls", "complete at the client", "cut at the client", "without an answer", "refused 402", "refused 503"),
     *("reached the provider", "answered by the provider", "charged", "killed before settlement"),
     *("killed before the provider answered", "charged, though killed before the client had it all"),
-    *("partial streams unsettled", "words delivered but not settled", "late settlements", "lapsed holds"),
-    *("kill", "crash", "crash_without_outbox", "terminate", "terminate_settling", "cut_hold_before", "cut_hold_after"),
-    *("cut_settle_before", "cut_settle_after", "break_outbox", "deliver_again", "top_up", "missed"),
     *(
-        "doubles",
-        "negative rows",
-        "holds left",
-        "audit rows",
-        "quarantined",
-        "proxies that fell by themselves",
-        "seconds",
+        "killed when LiteLLM had told no hook",
+        "partial streams unsettled",
+        "words delivered but not settled",
+        "late settlements",
+        "lapsed holds",
     ),
+    *("kill", "crash", "crash_without_outbox", "terminate", "terminate_settling", "cut_hold_before", "cut_hold_after"),
+    *("cut_hold_mute", "cut_settle_before", "cut_settle_after", "cut_settle_mute", "break_outbox", "freeze", "stall"),
+    *("hooks that came twice", "hooks that came never", "deliver_again", "top_up", "missed"),
+    *("doubles", "negative rows", "holds left", "audit rows", "quarantined"),
+    *("proxies", "proxies that fell by themselves", "seconds"),
 )
 
 
@@ -185,5 +188,5 @@ def report(verdict: Verdict, seed: int) -> list[str]:
     others = sorted(name for name in verdict.counts if name not in _ORDER)
     rows = [f"| {name} | {verdict.counts[name]} |" for name in (*_ORDER, *others)]
     wrong = [f"VIOLATION {violation}" for violation in verdict.violations]
-    return [*verdict.fallen, *verdict.unsettled, "", "| | |", "| --- | ---: |", *rows, f"| seed | {seed} |", "", *wrong,
+    return [*verdict.unsettled, "", "| | |", "| --- | ---: |", *rows, f"| seed | {seed} |", "", *wrong,
             f"{len(wrong)} violation(s)"]  # fmt: skip

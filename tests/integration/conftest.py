@@ -1,26 +1,47 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.chaos.postgres import Server
 from tests.integration.bills import Shop
 from tests.integration.commands import Result, Run
 from tests.integration.ledgers import USER, Counted
-from uc_litellm_plugin import cli
+from uc_litellm_plugin import cli, migrations
+from uc_litellm_plugin import settings as settings_module
 from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.ledger import Ledger
 from uc_litellm_plugin.outbox import Outbox
 from uc_litellm_plugin.settings import Settings
+
+ADD = "SELECT * FROM add_user_credits($1, 1000, 'bonus')"
 
 
 @pytest.fixture
 async def database(settings: Settings) -> Any:
     """A database with 1000 credits for one user."""
     async with Counted(settings) as database:
-        await database.fetch("SELECT * FROM add_user_credits($1, 1000, 'bonus')", USER)
+        await database.fetch(ADD, USER)
         yield database
+
+
+@pytest.fixture(scope="session")
+def doomed() -> Iterator[Server]:
+    """A PostgreSQL that tests may freeze and whose wires they may cut, with 1000 credits for one user."""
+
+    async def prepare(server: Server) -> None:
+        settings = settings_module.load({"UC_DATABASE_URL": server.url})
+        await migrations.migrate(settings)
+        async with Database(settings) as database:
+            await database.fetch(ADD, USER)
+
+    with Server() as server:
+        asyncio.run(prepare(server))
+        yield server
 
 
 @pytest.fixture

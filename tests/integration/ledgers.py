@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.errors import DatabaseUnavailable
-from uc_litellm_plugin.holds import Held
+from uc_litellm_plugin.holds import Held, Once
 from uc_litellm_plugin.ledger import Ledger
 from uc_litellm_plugin.outbox import Record
 from uc_litellm_plugin.settings import Settings
 
 USER = "ann"
 AWAY = DatabaseUnavailable("PostgreSQL is away in this test.")
+AWAY.in_doubt = False
 
-Fetch = Callable[..., Awaitable[list[Any]]]
+Loss = Literal["statement", "answer", "caller"]
 
 
 class Counted(Database):
-    """The real database, which counts its settlements and can be told to be away."""
+    """The real database, which counts its settlements and can be told to be away, or to lose holds: on their way to
+    it (`statement`), on the way back (`answer`), or since their caller is gone by then (`caller`).
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -30,6 +32,8 @@ class Counted(Database):
         self.away = False
         self.entered = asyncio.Event()
         self.gate: asyncio.Event | None = None
+        self.losing: Loss | None = None
+        self.late: list[tuple[str, tuple[Any, ...]]] = []
 
     async def fetch(self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False) -> list[Any]:
         if "settle_credits" in sql:
@@ -44,12 +48,32 @@ class Counted(Database):
     async def fetchrow(self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Any:
         if self.away:
             raise AWAY
+        if self.losing and "hold_credits" in sql:
+            return await self._lose(sql, *args)
         return await super().fetchrow(sql, *args, timeout=timeout, idempotent=idempotent)
 
+    async def _lose(self, sql: str, *args: Any) -> None:
+        if self.losing == "statement":
+            self.late.append((sql, args))
+        else:
+            await super().fetchrow(sql, *args)
+            self.entered.set()
+        if self.losing == "caller":
+            await asyncio.Event().wait()
+        raise DatabaseUnavailable("PostgreSQL did not answer in this test.")
 
-async def hold(ledger: Ledger, amount: str, least: str | None = None, user: str = USER) -> tuple[UUID, Held]:
+    async def arrive(self) -> list[Any]:
+        """What was lost on its way comes after all; nobody waits for the answers."""
+        self.losing = None
+        return [await super(Counted, self).fetchrow(sql, *args) for sql, args in self.late]
+
+
+async def hold(
+    ledger: Ledger, amount: str, least: str | None = None, user: str = USER, once: Once | None = None
+) -> tuple[UUID, Held]:
     hold_id = uuid4()
-    return hold_id, await ledger.hold(hold_id, user, Decimal(amount), Decimal(least or amount), "balanced", {})
+    amounts = Decimal(amount), Decimal(least or amount)
+    return hold_id, await ledger.hold(hold_id, user, *amounts, "balanced", {"endpoint": "chat"}, once)
 
 
 async def held(ledger: Ledger, amount: str = "1") -> UUID:

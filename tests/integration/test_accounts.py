@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.ears import listening
 from uc_litellm_plugin import accounts as accounts_module
-from uc_litellm_plugin.accounts import Accounts
+from uc_litellm_plugin.accounts import Account, Accounts
 from uc_litellm_plugin.api_keys import hash_key
 from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.errors import DatabaseUnavailable
@@ -71,7 +71,7 @@ async def test_a_key_leads_to_its_account(accounts: Accounts) -> None:
     key = await accounts.api_key(KEY)
     assert key is not None
     assert (key.name, key.role, key.is_valid()) == ("laptop", "user", True)
-    assert (key.account.user_id, key.account.tier, key.account.power_level) == ("ann", "free", "balanced")
+    assert key.account == Account("ann", "free", "balanced", downgrade=False)
     account = await accounts.account("ann")
     assert account == key.account
 
@@ -122,6 +122,8 @@ async def test_what_is_heard_of_is_kept(accounts: Accounts, database: Counted) -
         await accounts.api_key(KEY)
         await accounts.account("ann")
         await accounts.level("eco")
+        await accounts.level("turbo")
+        await accounts.levels()
         await accounts.provider_names()
     assert database.asked == 4
 
@@ -139,6 +141,7 @@ EDITS = [
     ("user_api_keys", "DELETE FROM user_api_keys"),
     ("user_credits", "UPDATE user_credits SET tier = 'professional' WHERE user_id = 'ann'"),
     ("user_credits", "UPDATE user_credits SET power_level = 'eco' WHERE user_id = 'ann'"),
+    ("user_credits", "UPDATE user_credits SET power_level_downgrade = true WHERE user_id = 'ann'"),
 ]
 
 
@@ -190,6 +193,19 @@ async def test_inactive_and_unknown_levels_are_none(accounts: Accounts, database
     await database.execute("UPDATE power_level_configs SET is_active = false WHERE power_level = 'eco'")
     assert await accounts.level("eco") is None
     assert await accounts.level("turbo") is None
+    assert set(await accounts.levels()) == {"balanced", "precision"}
+
+
+async def test_a_level_has_all_its_row_says(accounts: Accounts, database: Counted) -> None:
+    """A level carries its providers in order, its targets and whether others may follow."""
+    await database.execute("UPDATE power_level_configs SET fallback_strategy = 'none', max_latency_ms = NULL "
+                           "WHERE power_level = 'precision'")  # fmt: skip
+    levels = await accounts.levels()
+    eco, precision = levels["eco"], levels["precision"]
+    assert (eco.preferred_providers, eco.strict, eco.max_latency_ms) == (
+        ("openrouter", "together", "deepinfra"), False, 5000,
+    )  # fmt: skip
+    assert (precision.strict, precision.max_latency_ms, f"{precision.min_quality:f}") == (True, None, "95.00")
 
 
 async def test_a_change_during_a_read_is_not_missed(accounts: Accounts, database: Counted) -> None:

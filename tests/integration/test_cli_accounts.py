@@ -28,6 +28,15 @@ def test_settings_of_an_account(run: Run, ann: None) -> None:
     assert run("users", "show", "ann", "--json").json["tier"] == "professional"
 
 
+def test_an_account_may_go_down_a_level(run: Run, ann: None) -> None:
+    """Downgrading is off, can be switched on and off, and stays as it is when it is not named."""
+    assert run("users", "show", "ann", "--json").json["power_level_downgrade"] is False
+    on = run("users", "set", "ann", "--downgrade", "--json").json
+    assert on["changed"] == {"power_level_downgrade": {"before": False, "after": True}}
+    assert run("users", "set", "ann", "--tier", "free", "--json").json["power_level_downgrade"] is True
+    assert run("users", "set", "ann", "--no-downgrade", "--json").json["power_level_downgrade"] is False
+
+
 def test_an_account_is_suspended_and_back(run: Run, ann: None) -> None:
     """Each status can be set, the answer is a table of what changed, and the same again changes nothing."""
     shown = run("users", "set", "ann", "--status", "suspended")

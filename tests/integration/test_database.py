@@ -3,15 +3,18 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 
 import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from uc_litellm_plugin import changes, embedded
+from tests.chaos.postgres import Server
+from uc_litellm_plugin import changes, embedded, patience
+from uc_litellm_plugin import settings as settings_module
 from uc_litellm_plugin.cluster import Cluster
 from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.errors import DatabaseError, DatabaseUnavailable
@@ -105,8 +108,8 @@ async def test_a_call_may_ask_for_more_time(settings: Settings) -> None:
         assert await db.fetchval("SHOW statement_timeout") == "180ms"
 
 
-async def test_waiting_for_a_connection_counts(settings: Settings) -> None:
-    """When all connections are busy, a call gives up after its timeout instead of queueing for ever."""
+async def test_waiting_while_nobody_is_answered(settings: Settings) -> None:
+    """When all connections are busy and none comes back, a call gives up after its timeout."""
     async with Database(with_timeout(settings, 5, pool_size=1)) as db, observer(url_of(settings)) as other:
         busy = asyncio.create_task(db.execute("SELECT pg_sleep(4)"))
         await until(other, SLEEPING, 1)
@@ -116,6 +119,70 @@ async def test_waiting_for_a_connection_counts(settings: Settings) -> None:
         with pytest.raises(asyncio.CancelledError):
             await busy
         assert await db.fetchval("SELECT 1") == 1
+
+
+async def test_waiting_while_others_are_answered(settings: Settings) -> None:
+    """A burst of calls is answered, though their turn takes longer than the timeout."""
+    async with Database(with_timeout(settings, 0.5, pool_size=2)) as db:
+        started = time.monotonic()
+        answers = await asyncio.gather(*[db.fetchval("SELECT 1 FROM pg_sleep(0.1)") for _ in range(20)])
+        assert answers == [1] * 20
+        assert time.monotonic() - started > 0.5
+
+
+async def test_nobody_waits_for_ever(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busily others are answered, a call gives up in the end."""
+    monkeypatch.setattr(patience, "LONGEST_S", 0.6)
+    async with Database(with_timeout(settings, 0.5, pool_size=1)) as db:
+        calls = [db.fetchval("SELECT 1 FROM pg_sleep(0.1)") for _ in range(20)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, DatabaseUnavailable)]
+        assert 10 < len(refused) < 20
+        assert not any(error.in_doubt for error in refused[1:])
+
+
+async def test_a_burst_at_a_frozen_server_is_refused_in_time(doomed: Server, tmp_path: Path) -> None:
+    """Calls that wait for their turn when PostgreSQL stops answering wait no longer than the timeout from then on."""
+    settings = settings_module.load({"UC_STATE_DIR": str(tmp_path), "UC_DATABASE_URL": doomed.url})
+    async with Database(with_timeout(settings, 0.5, pool_size=2)) as db:
+        calls = [asyncio.ensure_future(db.fetchval("SELECT 1 FROM pg_sleep(0.1)", idempotent=True)) for _ in range(40)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        with doomed.frozen():
+            started = time.monotonic()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert time.monotonic() - started < 0.5 + 0.5
+        assert {type(answer) for answer in answers} == {int, DatabaseUnavailable}
+
+
+async def test_a_late_loop_blames_nobody(settings: Settings) -> None:
+    """Time in which the event loop did not run is not time in which PostgreSQL did not answer."""
+    async with Database(with_timeout(settings, 0.5)) as db:
+        asking = asyncio.create_task(db.fetchval("SELECT 1"))
+        await asyncio.sleep(0.001)  # It is connecting now, which takes several answers.
+        time.sleep(1)  # LiteLLM imports what it needs for its first call.
+        assert await asking == 1
+
+
+async def test_what_is_in_doubt(settings: Settings) -> None:
+    """A statement that was never sent, or that PostgreSQL ended, has not happened; one without an answer may have."""
+    async with Database(with_timeout(settings, 0.4, pool_size=1)) as db, observer(url_of(settings)) as other:
+        assert not await in_doubt(db.execute("SELECT pg_sleep(4)"))
+        busy = asyncio.create_task(db.execute("SELECT pg_sleep(4)", timeout=9))
+        await until(other, SLEEPING, 1)
+        assert not await in_doubt(db.fetchval("SELECT 1"))
+        await other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+        )
+        assert await in_doubt(busy)
+    refusing = settings.model_copy(update={"database_url": SecretStr("postgresql://a@127.0.0.1:1/b")})
+    async with Database(refusing) as db:
+        assert not await in_doubt(db.fetchval("SELECT 1", idempotent=True))
+
+
+async def in_doubt(call: Awaitable[object]) -> bool:
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await call
+    return caught.value.in_doubt
 
 
 async def test_a_cancelled_call_leaves_no_connection_behind(settings: Settings) -> None:

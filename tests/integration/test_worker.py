@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from uc_litellm_plugin import settings as settings_module
+from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.errors import LedgerUnavailable
 from uc_litellm_plugin.settings import Settings
 from uc_litellm_plugin.worker import Worker
@@ -46,3 +47,12 @@ async def test_stopping_writes_what_was_asked_for(tmp_path: Path, database_url: 
     await asyncio.sleep(0)
     await worker.stop()
     assert (await asking).charged == 1.5
+
+
+async def test_connections_are_at_hand(database_url: str, tmp_path: Path, db: Database) -> None:
+    """The first calls of a fresh worker need not wait for a connection to be made."""
+    worker = Worker(settings_at(database_url, tmp_path))
+    await worker.ready()
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT'"
+    assert await db.fetchval(query) == 2
+    await worker.stop()

@@ -128,10 +128,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(hold=holds, user=USERS, amount=AMOUNTS)
     def hold_again(self, hold: uuid.UUID, user: str, amount: Decimal) -> None:
-        """The same id again: with the same amounts, with others, for whom it may not be."""
-        known = self.books.holds.get(hold)
-        if known and known.asked:
-            self.do(HoldCredits(hold, known.user, *known.asked))
+        """The same id again: with the same amounts, with others, for whom it may not be; or first after its end."""
+        if known := self.books.holds.get(hold):
+            self.do(HoldCredits(hold, known.user, *(known.asked or (amount, amount))))
             self.do(HoldCredits(hold, user, amount, amount))
 
     @rule(hold=holds, user=USERS, charge=CHARGES, usage=st.booleans())

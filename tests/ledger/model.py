@@ -269,7 +269,7 @@ def _outcome(hold: Hold | None, user: str, charge: Decimal | None, release: bool
         return "conflict"
     is_open = hold is not None and hold.is_open
     if release:
-        return "released" if is_open else "duplicate"
+        return "released" if is_open or hold is None else "duplicate"
     if charge is None or not is_amount(charge):
         return "invalid_amount"
     if hold and hold.charged is not None:

@@ -170,4 +170,7 @@ MUTANTS = (
     Mutant("M27", "a bad usage row stops no charge", LEDGER, (
         ("return [await self._settle_bare(records[0], error)]", "return [Outcome(Decimal(0), None)]"),
     )),
+    Mutant("M28", "a hold that arrives after its release is none", SQL, (
+        ("p_charged IS NULL THEN 'released'", "p_charged IS NULL THEN 'duplicate'"),
+    )),
 )  # fmt: skip

@@ -48,7 +48,7 @@ async def test_functions_are_documented(db: Connection) -> None:
         "SELECT proname, pg_get_function_arguments(oid) AS arguments FROM pg_proc WHERE pronamespace = "
         "'uc'::regnamespace"
     )
-    actual = {row["proname"]: re.sub(r"::\w+", "", row["arguments"]) for row in rows}
+    actual = {row["proname"]: re.sub(r"::\w+( with time zone)?", "", row["arguments"]) for row in rows}
     called = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`|]*)`)? ?\| [^|]+ \|$", FUNCTIONS, re.MULTILINE))
     steps = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", FUNCTIONS, re.MULTILINE)
     assert set(called) | set(steps) == set(actual)

@@ -218,6 +218,7 @@ async def test_load_caller(db: Connection) -> None:
     row = await db.fetchrow("SELECT * FROM load_caller($1)", "a" * 64)
     assert tuple(row or ()) == (
         key, "ann", "service", "laptop", True, None, "professional", "precision", "active", None,
+        False,
     )  # fmt: skip
     assert await db.fetch("SELECT * FROM load_caller($1)", "b" * 64) == []
     await db.execute("SELECT touch_api_keys($1)", [key, uuid.uuid4()])

@@ -73,7 +73,7 @@ async def test_nothing_hot_is_indexed(db: Connection) -> None:
     changing = {
         "user_credits": "credits_remaining credits_held credits_available credits_spent spent_this_month version "
         "updated_at",
-        "user_provider_keys": "total_requests total_tokens last_used updated_at",
+        "user_provider_keys": "total_requests total_tokens last_used spent_this_month_usd errors_in_a_row updated_at",
         "user_api_keys": "last_used",
     }
     for table, columns in changing.items():

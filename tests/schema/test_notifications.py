@@ -29,6 +29,7 @@ async def test_notifications(ledger: Ledger, connect: Connect) -> None:
         "UPDATE user_credits SET tier = tier, credits_lifetime = 3": [],
         "UPDATE user_credits SET tier = 'starter'": [("user_credits", "ann", None)],
         "UPDATE user_credits SET power_level = 'eco'": [("user_credits", "ann", None)],
+        "UPDATE user_credits SET power_level_downgrade = true": [("user_credits", "ann", None)],
         "UPDATE user_credits SET status = 'suspended'": [("user_credits", "ann", None)],
         "UPDATE user_credits SET monthly_cap = 5": [("user_credits", "ann", None)],
         "INSERT INTO user_api_keys (user_id, key_hash) VALUES ('ann', repeat('a', 64))": [
@@ -44,9 +45,18 @@ async def test_notifications(ledger: Ledger, connect: Connect) -> None:
         _ADD_PROVIDER_KEY: [("user_provider_keys", "ann", None)],
         "UPDATE user_provider_keys SET total_requests = 1, total_tokens = 1, last_used = now(), last_error = 'x'": [],
         "UPDATE user_provider_keys SET encrypted_api_key = 'y'": [("user_provider_keys", "ann", None)],
+        "UPDATE user_provider_keys SET monthly_cap_usd = 5": [("user_provider_keys", "ann", None)],
+        "UPDATE user_provider_keys SET spent_this_month_usd = 4.99, errors_in_a_row = 1, total_errors = 1": [],
+        "UPDATE user_provider_keys SET spent_this_month_usd = 5": [("user_provider_keys", "ann", None)],
+        "UPDATE user_provider_keys SET spent_this_month_usd = 6": [],
+        "UPDATE user_provider_keys SET spent_this_month_usd = 0": [("user_provider_keys", "ann", None)],
         "UPDATE power_level_configs SET cost_multiplier = 2 WHERE power_level = 'eco'": [
             ("power_level_configs", None, None)
         ],
+        "SELECT apply_power_level('eco', '{\"cost_multiplier\": 3}', 'c')": [("power_level_configs", None, None)],
+        "SELECT apply_power_level('eco', '{\"cost_multiplier\": 4}', 'c')": [],
+        "SELECT apply_power_level('turbo', '{}', 'c')": [("power_level_configs", None, None)],
+        "DELETE FROM power_level_configs WHERE power_level = 'turbo'": [("power_level_configs", None, None)],
         "UPDATE providers SET display_name = 'x' WHERE name = 'groq'": [("providers", None, None)],
         "UPDATE credit_packages SET is_featured = true": [],
     }.items():

@@ -159,14 +159,27 @@ async def test_release_without_usage(ledger: Ledger) -> None:
     assert await ledger.connection.fetchval("SELECT count(*) FROM llm_usage_log") == 0
 
 
-async def test_release_of_nothing(ledger: Ledger) -> None:
-    """Releasing what was never held, or twice, changes nothing but keeps the first word about the call."""
+async def test_release_before_its_hold(ledger: Ledger) -> None:
+    """A hold that arrives after its release holds nothing; a second release changes nothing and is not heard."""
     await ledger.add("ann", "10")
     lost = uuid.uuid4()
-    assert await outcome(ledger, release(lost, "ann", error_type="first")) == ["duplicate"]
+    assert await outcome(ledger, release(lost, "ann", error_type="first")) == ["released"]
     assert await outcome(ledger, release(lost, "ann", error_type="second")) == ["duplicate"]
     assert (await ledger.usage(lost))["error_type"] == "first"
-    assert await ledger.types("ann") == ["bonus"]
+    assert (await ledger.hold("ann", "4", hold=lost))["error"] == "already_resolved"
+    assert await ledger.types("ann") == ["bonus", "release"]
+    assert await ledger.balances("ann") == ("10", "0", "0")
+    assert await ledger.audit() == []
+
+
+async def test_release_of_a_call_that_was_charged(ledger: Ledger) -> None:
+    """A release after a settlement that had no hold changes nothing."""
+    await ledger.add("ann", "10")
+    hold = uuid.uuid4()
+    await ledger.settle(settlement(hold, "ann", "1"))
+    before = await ledger.fingerprint()
+    assert await outcome(ledger, release(hold, "ann")) == ["duplicate"]
+    assert await ledger.fingerprint() == before
 
 
 @pytest.mark.parametrize("charge", ["-1", "NaN", "Infinity", "abc", "", "1.0000001", "100000000000000", "1e99", None])

@@ -10,15 +10,15 @@ from tests.schema.server import SQL_FILES, apply_sql, dump_schema, psql
 
 TABLES = {
     "user_credits": """user_id credits_remaining credits_held credits_debt credits_available credits_lifetime
-        credits_spent monthly_cap spent_this_month last_reset tier power_level auto_recharge recharge_threshold
-        recharge_amount stripe_customer_id status version metadata created_at updated_at""",
+        credits_spent monthly_cap spent_this_month last_reset tier power_level power_level_downgrade auto_recharge
+        recharge_threshold recharge_amount stripe_customer_id status version metadata created_at updated_at""",
     "credit_transactions": """id user_id transaction_type amount held_delta debt_delta balance_after held_after
         debt_after user_version hold_id expires_at idempotency_key provider model prompt_tokens completion_tokens
         tokens_used cost_per_token power_level byok_used payment_method stripe_transaction_id stripe_invoice_id
         package_id request_id metadata notes admin_user_id created_at""",
     "user_provider_keys": """id user_id provider encrypted_api_key key_id key_name key_hint api_base is_active
         is_default fallback total_requests total_tokens last_used last_error expires_at rotation_reminder created_at
-        updated_at""",
+        updated_at monthly_cap_usd spent_this_month_usd last_reset total_errors errors_in_a_row last_error_at""",
     "llm_usage_log": """id user_id provider model model_group power_level prompt_tokens completion_tokens total_tokens
         cached_tokens reasoning_tokens cost_credits cost_usd cost_per_token cost_source byok_used provider_key_id
         request_id hold_id session_id app_id endpoint call_type streamed attempts latency_ms time_to_first_token_ms
@@ -29,10 +29,10 @@ TABLES = {
     "credit_packages": """id name credits price_usd discount_percent min_tier is_active is_featured sort_order
         description badge_text stripe_price_id created_at updated_at""",
     "power_level_configs": """id power_level name description preferred_providers fallback_strategy cost_multiplier
-        max_latency_ms min_quality_score default_max_output_tokens is_active source yaml_checksum created_at
-        updated_at""",
+        max_latency_ms min_quality_score default_max_output_tokens is_active source yaml_checksum edited_at
+        created_at updated_at""",
     "schema_version": "version name checksum applied_at duration_ms app_version",
-    "providers": "name display_name litellm_names key_pattern models_url created_at",
+    "providers": "name display_name litellm_names key_pattern models_url key_test_url allows_api_base created_at",
     "user_api_keys": "id user_id key_hash key_hint name role is_active expires_at last_used created_at",
     "credit_holds": "hold_id user_id amount expires_at power_level created_at",
     "idempotency_keys": "user_id idempotency_key body_hash hold_id expires_at created_at",
@@ -51,6 +51,7 @@ SIGNATURES = {
     "p_idempotency_key text DEFAULT NULL::text, p_admin_user_id text DEFAULT NULL::text",
     "get_user_balance": "p_user_id text",
     "refresh_usage_summary": "",
+    "rehearse_hold": "p_user_id text, p_amount numeric, p_min_amount numeric, p_power_level text DEFAULT NULL::text",
     "hold_credits": "p_hold_id uuid, p_user_id text, p_amount numeric, p_min_amount numeric, p_ttl interval, "
     "p_power_level text DEFAULT NULL::text, p_metadata jsonb DEFAULT '{}'::jsonb",
     "settle_credits": "p_settlements jsonb",
@@ -62,6 +63,8 @@ SIGNATURES = {
     "load_caller": "p_key_hash text",
     "load_account": "p_user_id text",
     "touch_api_keys": "p_ids uuid[]",
+    "apply_power_level": "p_power_level text, p_values jsonb, p_checksum text, "
+    "p_modified timestamp with time zone DEFAULT NULL::timestamp with time zone, p_age interval DEFAULT NULL::interval",
     "account_history": "p_user_id text, p_limit integer DEFAULT 50, p_before_id bigint DEFAULT NULL::bigint",
 }
 

@@ -15,7 +15,7 @@ async def test_create_account(db: Connection) -> None:
     rows = [await db.fetchrow("SELECT * FROM create_account('ann', 'starter', 'eco')") for _ in range(2)]
     assert [tuple(row or ()) for row in rows] == [(True, None), (False, None)]
     account = await db.fetchrow("SELECT * FROM load_account('ann')")
-    assert tuple(account or ()) == ("ann", "starter", "eco", "active", None)
+    assert tuple(account or ()) == ("ann", "starter", "eco", "active", None, False)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,19 @@ from decimal import Decimal
 from typing import Any
 
 from uc_litellm_plugin import demand
-from uc_litellm_plugin.call import Attempt, Call, Caller, Names
+from uc_litellm_plugin.breaker import Standing
+from uc_litellm_plugin.call import Attempt, Call, Caller, Names, Route
 from uc_litellm_plugin.plan import Candidate, Plan, make
+from uc_litellm_plugin.power import PowerLevel
 from uc_litellm_plugin.pricing import Terms
-from uc_litellm_plugin.requests import Body
+from uc_litellm_plugin.ranking import Option
+from uc_litellm_plugin.requests import Body, Inbound
 from uc_litellm_plugin.routes import CHAT, Endpoint
+from uc_litellm_plugin.wish import Wish
 
 PRICES = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
 TERMS = Terms("balanced", Decimal(1), Decimal(1), Decimal(10))
+LEVEL = PowerLevel("balanced", Decimal(1), 4096)
 HELLO: Mapping[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -80,6 +85,11 @@ def held_call(
         streamed=streamed,
         wants_usage=wants_usage,
         demand=demand.measure(CHAT, HELLO),
+        counted=10,
+        inbound=Inbound(HELLO),
+        route=Route(
+            LEVEL, Wish(), LEVEL.name, tuple(Option(b.candidate, Standing(), plan.usd(b)) for b in plan.bounds)
+        ),
         held=Decimal(1),
         cap=plan.wanted_cap,
     )

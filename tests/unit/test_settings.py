@@ -41,7 +41,7 @@ def test_the_shipped_file_names_every_key(tmp_path: Path) -> None:
     """Each key that can be set stands in the shipped file."""
     written = yaml.safe_load((settings.shipped("config") / "uc.yaml").read_text())
     for section, values in load(tmp_path).model_dump(by_alias=True).items():
-        if isinstance(values, dict) and section != "tiers":
+        if isinstance(values, dict) and section not in ("tiers", "power_levels"):
             assert set(written[section]) == set(values), section
 
 
@@ -68,15 +68,40 @@ BAD = [
     ("holds: {unbounded_input: maybe}", "holds.unbounded_input", "refuse"),
     ("tiers: {gold: {}}", "tiers.gold", "free"),
     ("tiers: {free: {markup: .inf}}", "tiers.free.markup", ""),
+    ("tiers: {free: {models: gpt-4o}}", "tiers.free.models", "write a list"),
+    ("power_levels:", "power_levels", "{} for none"),
+    ("power_levels: {eco: }", "power_levels.eco", "below it"),
+    ("power_levels: {Eco: {}}", "power_levels.Eco", "pattern"),
+    ("power_levels: {eco: {price: 1}}", "power_levels.eco.price", "unknown key"),
+    ("power_levels: {eco: {cost_multiplier: 0}}", "power_levels.eco.cost_multiplier", "greater than 0"),
+    ("power_levels: {eco: {cost_multiplier: 0.00001}}", "power_levels.eco.cost_multiplier", "4 decimal places"),
+    ("power_levels: {eco: {cost_multiplier: .inf}}", "power_levels.eco.cost_multiplier", "finite"),
+    ("power_levels: {eco: {cost_multiplier: yes}}", "cost_multiplier", "true"),
+    ("power_levels: {eco: {is_active: maybe}}", "power_levels.eco.is_active", "boolean"),
+    ("power_levels: {eco: {min_quality_score: 100.01}}", "power_levels.eco.min_quality_score", "100"),
+    ("power_levels: {eco: {max_latency_ms: 0}}", "power_levels.eco.max_latency_ms", "1"),
+    ("power_levels: {eco: {preferred_providers: groq}}", "power_levels.eco.preferred_providers", "write a list"),
+    ("power_levels: {eco: {preferred_providers: [Open AI]}}", "power_levels.eco.preferred_providers.0", "pattern"),
+    ("power_levels: {eco: {fallback_strategy: any}}", "power_levels.eco.fallback_strategy", "next_available"),
+    ("health: {down_after: 0}", "health.down_after", "1"),
+    ("routing: {latency_timeout: 5}", "routing.latency_timeout", "boolean"),
     ("requests: {extra_fields: abc}", "requests.extra_fields", ""),
     ("- a", "top level", "mapping"),
     ("a: [", "YAML", ""),
-    ("\tx", "YAML", ""),
+    ("\tx", "line 1, column 1", "YAML"),
+    ('a: "\x01"', "YAML", "characters"),
+    ("[" * 5_000, "YAML", "nested"),
     ("1: x", "1", ""),
     ("on: x", "True", "quotes"),
     ("database_url: x", "database_url", "environment"),
     ("sealing_keys: [x]", "sealing_keys", "environment"),
     ("database: 5", "database", ""),
+    ("byok: {min_tier: gold}", "byok.min_tier", "starter"),
+    ("byok: {fee_percent: 101}", "byok.fee_percent", "less than or equal to 100"),
+    ("byok: {most_keys: true}", "byok", "true or false"),
+    ("byok: {enabled: 2}", "byok.enabled", "boolean"),
+    ("byok: {allowed_hosts: ['https://llm.corp']}", "byok.allowed_hosts", "pattern"),
+    ("byok: {allowed_hosts: ['LLM']}", "byok.allowed_hosts", "pattern"),
 ]
 
 
@@ -88,6 +113,24 @@ def test_a_bad_value_names_key_and_fix(tmp_path: Path, text: str, key: str, fix:
     assert fix in message
 
 
+def test_a_power_level_is_what_it_names(tmp_path: Path) -> None:
+    """What a level leaves out is not set, and numbers are as written."""
+    eco = load(tmp_path, "power_levels: {eco: {cost_multiplier: 0.7, is_active: off, max_latency_ms: }}").power_levels[
+        "eco"
+    ]
+    assert eco.model_dump(exclude_unset=True) == {
+        "cost_multiplier": Decimal("0.7"), "is_active": False, "max_latency_ms": None,
+    }  # fmt: skip
+    assert load(tmp_path).power_levels == {}
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are told by their place."""
+    (tmp_path / "uc.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(SettingsError, match="byte 3; save it as UTF-8"):
+        settings.load({"UC_CONFIG": str(tmp_path / "uc.yaml")})
+
+
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     """Two wrong settings are two lines of one message."""
     assert "2 wrong setting(s)" in refusal(tmp_path, "a: 1\nholds: {lease_s: 0}")
@@ -95,7 +138,8 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 
 SECRETS = [f"database: {URL}", f"database: {{schema: '{URL}'}}", f"database: {{url: '{URL}'}}", f"credits: ['{URL}']",
            f"database: {{pool_size: '{URL}'}}", f"database_url: {URL}",
-           f"holds: {{unbounded_input: '{URL}'}}"]  # fmt: skip
+           f"holds: {{unbounded_input: '{URL}'}}",
+           f"database_url: '{URL}", f"power_levels: {{eco: {{name: ['{URL}']}}}}"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", SECRETS)

@@ -1,0 +1,89 @@
+"""The caller's own provider keys as candidates: a copy of each deployment that a key fits. Pure.
+
+The copy has an id of its own, which keeps cooldowns, retry skips and health of the platform's deployment untouched by
+a user's key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+
+from .errors import Forbidden
+from .plan import OWN_KEY_MARK, Candidate
+from .provider_key import ProviderKey
+from .routes import CHAT, EMBEDDINGS, Endpoint
+
+# Where LiteLLM calls through the OpenAI client, which can be given one that connects to checked addresses only.
+_OWN_ADDRESSES = (CHAT, EMBEDDINGS)
+_OPENAI_CLIENTS = ("openai", "custom_openai")
+
+
+def spread(
+    candidates: Sequence[Candidate], keys: Sequence[ProviderKey], endpoint: Endpoint, fee: Decimal, now: datetime
+) -> list[Candidate]:
+    """The candidates of a call whose caller has these keys.
+
+    Parameters
+    ----------
+    candidates
+        The platform's.
+    keys
+        The caller's active ones, by provider and the default first.
+    endpoint
+        What is called: keys with an endpoint of their own serve some of them only.
+    fee
+        The part of the usual price that a call with an own key costs, 0 to 1.
+
+    Returns
+    -------
+    list
+        Own keys first. The platform's are among them only if no key is for one of these providers, or every such key
+        may fall back on credits.
+
+    Raises
+    ------
+    Forbidden
+        The only keys that fit cannot be used now, and may not fall back.
+    """
+    chosen = _by_provider(keys, now)
+    fitting = {each.provider: chosen[each.provider] for each in candidates if each.ours and each.provider in chosen}
+    own = [
+        dataclasses.replace(each, deployment=f"{each.deployment}{OWN_KEY_MARK}", own_key=key, share=fee)
+        for each in candidates
+        if (key := fitting.get(each.provider)) is not None and key.is_usable(now) and _fits(key, each, endpoint)
+    ]
+    if all(key.fallback == "credits" for key in fitting.values()):
+        return [*own, *(each for each in candidates if not each.own_key_only)]
+    if not own:
+        raise _unusable(next(key for key in fitting.values() if key.fallback == "never"), endpoint, now)
+    return own
+
+
+def _by_provider(keys: Sequence[ProviderKey], now: datetime) -> dict[str, ProviderKey]:
+    """For each provider the first key that can be used, else the first."""
+    ordered = sorted(keys, key=lambda key: not key.is_usable(now))
+    return {key.provider: key for key in reversed(ordered)}
+
+
+def _fits(key: ProviderKey, candidate: Candidate, endpoint: Endpoint) -> bool:
+    """Whether a key can serve a candidate: an address of its owner's only where LiteLLM takes our connection to it."""
+    if not candidate.ours:
+        return False
+    return key.api_base is None or (endpoint in _OWN_ADDRESSES and candidate.litellm_provider in _OPENAI_CLIENTS)
+
+
+def _unusable(key: ProviderKey, endpoint: Endpoint, now: datetime) -> Forbidden:
+    why = "is past its time"
+    if key.is_capped(now):
+        why = "has reached its monthly cap"
+    elif key.is_usable(now):
+        why = f"has an endpoint of its own, which does not serve {endpoint.name}"
+    return Forbidden(
+        f"Your own key '{key.key_name}' for {key.provider} {why}, and it may not fall back on credits: renew it, "
+        "deactivate it, or set its fallback to credits.",
+        code="own_key_unusable",
+        metadata={"provider": key.provider, "key_id": str(key.id)},
+    )

@@ -1,0 +1,75 @@
+"""Where calls come in: what admission, attempts and settlement stand on, made of one worker and LiteLLM's router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import catalog, endpoints, strategy
+from .admission import Admission
+from .attempts import Attempts
+from .catalog import Catalog
+from .injection import Injection
+from .key_health import KeyHealth
+from .planner import Known, Planner
+from .settlement import Settlement
+from .strategy import Strategy
+from .worker import Worker
+
+# An endpoint of a user's own may be slow; LiteLLM's own time-out of a call is the same. Seconds.
+_OWN_ENDPOINT_S = 600.0
+
+
+class Reception:
+    """One per process, like its worker.
+
+    Parameters
+    ----------
+    worker
+        Of the process.
+    router
+        Returns LiteLLM's router; it is built after the callbacks are imported, and read anew each time.
+    """
+
+    def __init__(self, worker: Worker, router: Callable[[], Any]) -> None:
+        settings = worker.settings
+        self.worker = worker
+        self.tokenizer = catalog.tokenizer()
+        self.attempts = Attempts(worker.health, KeyHealth(settings.health), worker.note_key_fault)
+        self.injection = Injection(worker.open_key, endpoints.client(settings.byok, timeout_s=_OWN_ENDPOINT_S))
+        self.settlement = Settlement(worker.ledger.settle, catalog.cost)
+        self._router = router
+        self._provider_names: Mapping[str, str] = {}
+        self._catalog = Catalog(router, self._provider_name)
+        self._strategy = Strategy(self.attempts.claim_probe, settings.routing.latency_timeout)
+        self.admission = Admission(settings, worker.ledger, Planner(settings, self._known()))
+
+    async def look_around(self) -> None:
+        """What has to be so before a call is planned: names of providers at hand, our strategy on the router.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            The names are not cached and PostgreSQL does not answer.
+        """
+        self._provider_names = await self.worker.accounts.provider_names()
+        strategy.install(self._router(), self._strategy)
+
+    def _known(self) -> Known:
+        return Known(
+            levels=self.worker.accounts.levels,
+            candidates=self._catalog.candidates,
+            is_model=self._catalog.is_model,
+            providers=self._providers,
+            standing=self.attempts.standing,
+            own_keys=self.worker.own_keys,
+            tokenizer=self.tokenizer,
+        )
+
+    def _providers(self) -> Mapping[str, str]:
+        """Every name of a provider to ours: LiteLLM's, those of the deployments, and ours to themselves."""
+        known = {**self._catalog.providers(), **self._provider_names}
+        return {**known, **{name: name for name in known.values()}}
+
+    def _provider_name(self, litellm_name: str) -> str:
+        return self._provider_names.get(litellm_name, litellm_name)
