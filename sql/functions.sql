@@ -56,6 +56,34 @@ BEGIN
 END
 $$;
 
+-- Somebody signed in with a token: makes the account when there is none, with these credits as a welcome, once. A tier that
+-- the token names is written where it differs, unless the account has its tier from a token that was issued later.
+-- Refusals: those of create_account.
+CREATE OR REPLACE FUNCTION login_account(p_user_id text, p_tier text, p_welcome numeric, p_issued_at numeric)
+RETURNS TABLE (created boolean, error text)
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    added record;
+BEGIN
+    SELECT c.created, c.error INTO created, error FROM create_account(p_user_id, coalesce(p_tier, 'free')) AS c;
+    IF created AND p_welcome > 0 THEN
+        SELECT a.success, a.error_message INTO added FROM add_user_credits(p_user_id, p_welcome, 'bonus', 'bonus',
+            p_notes => 'Welcome', p_idempotency_key => 'welcome') AS a;
+        IF NOT added.success THEN
+            RAISE EXCEPTION 'no welcome for an account that was just made: %', added.error_message;
+        END IF;
+    END IF;
+    IF error IS NULL AND p_tier IS NOT NULL THEN
+        UPDATE user_credits AS u
+        SET tier = p_tier, metadata = u.metadata || jsonb_build_object('tier_issued_at', p_issued_at)
+        WHERE u.user_id = p_user_id AND (login_account.created OR u.tier <> p_tier)
+            AND CASE WHEN jsonb_typeof(u.metadata -> 'tier_issued_at') = 'number'
+                THEN (u.metadata ->> 'tier_issued_at')::numeric < p_issued_at ELSE true END;
+    END IF;
+    RETURN NEXT;
+END
+$$;
+
 -- The account's row, locked, with the month rolled in what is returned; the caller writes it back or leaves it.
 CREATE OR REPLACE FUNCTION lock_account(p_user_id text) RETURNS user_credits
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
@@ -302,7 +330,8 @@ END
 $$;
 
 -- Charges an account at once, without a hold. Never goes below zero and never makes debt. A request_id in the metadata is
--- its idempotency key. Refusals: unknown_account, invalid_amount, invalid_tokens, insufficient_credits, idempotency_conflict.
+-- its idempotency key; notes and admin_user_id there go into their columns, too. Refusals: unknown_account, invalid_amount,
+-- invalid_tokens, insufficient_credits, idempotency_conflict.
 CREATE OR REPLACE FUNCTION debit_user_credits(
     p_user_id text,
     p_amount numeric,
@@ -355,11 +384,14 @@ BEGIN
     PERFORM save_account(changed);
     INSERT INTO credit_transactions (
         user_id, transaction_type, amount, balance_after, held_after, debt_after, user_version, idempotency_key,
-        provider, model, prompt_tokens, completion_tokens, tokens_used, cost_per_token, power_level, request_id, metadata
+        provider, model, prompt_tokens, completion_tokens, tokens_used, cost_per_token, power_level, request_id, metadata,
+        notes, admin_user_id
     ) VALUES (
         changed.user_id, 'debit', -p_amount, changed.credits_remaining, changed.credits_held, changed.credits_debt,
         changed.version, p_metadata ->> 'request_id', p_provider, p_model, p_prompt_tokens, p_completion_tokens, tokens,
-        p_amount / nullif(tokens, 0), p_power_level, p_metadata ->> 'request_id', p_metadata
+        -- What the column cannot hold is left out: it must not stop a charge.
+        CASE WHEN p_amount < 1e8 * tokens THEN p_amount / tokens END, p_power_level, p_metadata ->> 'request_id', p_metadata,
+        p_metadata ->> 'notes', p_metadata ->> 'admin_user_id'
     ) RETURNING * INTO written;
     RETURN written;
 END

@@ -166,6 +166,9 @@ class Proxy:
     def _start(self, env: dict[str, str], cwd: Path) -> "subprocess.Popen[bytes]":
         command = [str(Path(sys.executable).with_name("litellm")), "--config", str(self.config_path.resolve())]
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--num_workers", str(self.workers)]
+        if self.workers > 1:
+            # A worker that imports LiteLLM on a busy machine answers its supervisor later than in the usual 5 s.
+            options += ["--timeout_worker_healthcheck", "120"]
         with self.log_path.open("wb") as log:
             return subprocess.Popen(
                 [*command, *options], env=env, cwd=cwd, stdout=log, stderr=log, stdin=subprocess.DEVNULL,

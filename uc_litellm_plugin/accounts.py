@@ -6,11 +6,13 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import TypeVar
 
 from . import power
 from .api_keys import hash_key
 from .database import Database, Row
+from .errors import DatabaseError
 from .power import PowerLevel
 from .provider_key import ProviderKey
 from .provider_keys import usable_keys
@@ -19,6 +21,7 @@ T = TypeVar("T")
 
 _MOST_ROWS = 50_000
 _LEVELS = "SELECT * FROM power_level_configs WHERE is_active"
+_LOGIN = "SELECT error FROM login_account($1, $2, $3, $4)"
 _PROVIDERS = "SELECT name, litellm_names FROM providers"
 
 
@@ -30,12 +33,15 @@ class Account:
     ----------
     downgrade
         A hold that does not fit at the wished level is tried at cheaper ones.
+    status
+        active, suspended or closed; holds ask the database again.
     """
 
     user_id: str
     tier: str
     power_level: str
     downgrade: bool
+    status: str = "active"
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Accounts:
         self._levels: Mapping[str, PowerLevel] = {}
         self._providers: Mapping[str, str] = {}
 
+    def known_key(self, key: str) -> ApiKey | None:
+        """The row of an API key that is at hand and valid."""
+        kept = self._keys.get(hash_key(key))
+        return kept if kept is not None and kept.is_valid() else None
+
     async def api_key(self, key: str) -> ApiKey | None:
         """The row of an API key, valid or not; None for an unknown one.
 
@@ -81,11 +92,44 @@ class Accounts:
         DatabaseUnavailable
             It is not cached and PostgreSQL does not answer.
         """
-        return await self._cached(self._keys, hash_key(key), self._load_key)
+        if (known := self.known_key(key)) is not None:
+            return known
+        hashed = hash_key(key)
+        self._keys.pop(hashed, None)
+        found = await self._cached(self._keys, hashed, self._load_key)
+        if found is not None and not found.is_valid():
+            # Asked for anew each time, as an unknown one is: how long that takes must not tell them apart.
+            self._keys.pop(hashed, None)
+        return found
 
     async def account(self, user_id: str) -> Account | None:
         """The account of a user, None for an unknown one; raises as `api_key`."""
         return await self._cached(self._accounts, user_id, self._load_account)
+
+    async def login(self, user_id: str, tier: str | None, welcome: Decimal, issued_at: float) -> Account:
+        """The account of somebody who signed in, made if there was none.
+
+        Parameters
+        ----------
+        tier
+            What the login says; None leaves the account's as it is.
+        welcome
+            Credits for an account that is made.
+        issued_at
+            When the login was issued, in seconds since 1970: an older one does not overrule a newer one's tier.
+
+        Raises
+        ------
+        DatabaseError
+            PostgreSQL does not answer, or has no such account and makes none.
+        """
+        error = await self._database.fetchval(_LOGIN, user_id, tier, welcome, Decimal(issued_at), idempotent=True)
+        self._changes += 1
+        self._accounts.pop(user_id, None)
+        account = await self.account(user_id)
+        if account is None:
+            raise DatabaseError(f"No account was made for somebody who signed in: {error}.")
+        return account
 
     async def provider_keys(self, user_id: str) -> tuple[ProviderKey, ...]:
         """The active provider keys of a user, sealed, by provider and the default first; raises as `api_key`."""
@@ -187,4 +231,4 @@ class Accounts:
 
 
 def _account(row: Row) -> Account:
-    return Account(row["user_id"], row["tier"], row["power_level"], row["power_level_downgrade"])
+    return Account(row["user_id"], row["tier"], row["power_level"], row["power_level_downgrade"], row["status"])

@@ -76,6 +76,15 @@ class Attempts:
         left = answers.requests_left(response)
         self._health.succeeded(candidate.provider, candidate.deployment, latency_ms, left)
 
+    def measured(self, call: Call, output_tokens: int) -> None:
+        """The latest attempt's answer is whole, and so long."""
+        attempt = call.attempt
+        if attempt is None or attempt.candidate.own_key is not None or not output_tokens:
+            return
+        took_s = time.monotonic() - (call.first_token or attempt.started)
+        if took_s > 0:
+            self._health.measured(attempt.candidate.provider, attempt.candidate.deployment, output_tokens / took_s)
+
     def failed(self, call: Call, error: Exception) -> None:
         """The latest attempt failed, before its first output or after it."""
         if (attempt := call.attempt) is not None and not attempt.failed:

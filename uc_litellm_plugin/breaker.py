@@ -26,6 +26,9 @@ PAUSE_MOST_SUDDEN_S = 8.0
 # A longer Retry-After is not believed: quotas are raised and bought. Seconds.
 REST_MOST_S = 300.0
 
+# The weight of the newest answer in the mean of speeds.
+_NEWEST = 0.2
+
 _NEVER = -math.inf
 
 
@@ -90,6 +93,7 @@ class Breaker:
         self._remaining: int | None = None
         self._remaining_until = _NEVER
         self._healed_at = _NEVER
+        self._tokens_per_second: float | None = None
         self._standing = Standing()
         self._holds_until = math.inf
 
@@ -117,6 +121,12 @@ class Breaker:
         if rate_limit_remaining is not None:
             self._remaining = rate_limit_remaining
             self._remaining_until = now + self._settings.window_s
+
+    def measured(self, tokens_per_second: float) -> None:
+        """An answer was written at this speed; the newest ones weigh most."""
+        known = self._tokens_per_second
+        self._tokens_per_second = tokens_per_second if known is None else known + (tokens_per_second - known) * _NEWEST
+        self._holds_until = _NEVER
 
     def failed(self, now: float, fault: Fault, retry_after_s: float | None = None, began: float | None = None) -> None:
         """An attempt failed.
@@ -218,6 +228,7 @@ class Breaker:
             load=self._in_flight + self.window.begun,
             rate_limit_remaining=remaining,
             probe=self.is_down and now >= self._probe_at,
+            tokens_per_second=self._tokens_per_second,
         )
         moments = (self._rests_until, self._remaining_until, self._probe_at if self.is_down else _NEVER)
         self._holds_until = min((each for each in moments if each > now), default=math.inf)

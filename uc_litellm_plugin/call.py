@@ -39,6 +39,8 @@ class Caller:
         Our API key's, None for LiteLLM's own keys.
     downgrade
         Whether a cheaper level is tried when the hold does not fit at the wished one.
+    acted_by
+        Who acts for the account with a service's or an administrator's key or token; None for its own holder.
     """
 
     user_id: str
@@ -48,6 +50,7 @@ class Caller:
     api_key_id: str | None = None
     api_key_name: str | None = None
     downgrade: bool = False
+    acted_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,14 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         self._attempts = self.reception.attempts
         self._settlement = self.reception.settlement
         self._tokenizer = self.reception.tokenizer
+        self._authentication = identity.Authentication(self.worker.accounts, self.worker.settings)
 
     async def authenticate(self, request: Request, api_key: str | None) -> UserAPIKeyAuth:
         """LiteLLM's `custom_auth`; keeps the body as the client sent it for the pre-call hook."""
         _forget_the_last()
         try:
             await self.worker.ready()
-            identified = await identity.authenticate(request, api_key, self.worker.accounts, self.worker.settings)
+            identified = await self._authentication.authenticate(request, api_key)
         except Refusal as refusal:
             raise Refused(refusal) from None
         except DatabaseError as error:

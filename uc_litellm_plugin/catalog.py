@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -13,7 +11,6 @@ from typing import Any
 import litellm
 import tiktoken
 from litellm.types.router import CustomPricingLiteLLMParams
-from litellm.types.utils import ModelResponse, Usage
 
 from . import pricing
 from .errors import BadRequest
@@ -23,9 +20,6 @@ logger = logging.getLogger(__name__)
 
 # Models that search the web unasked: their fee is not in the usage, and their findings have no bound.
 _SEARCHERS = ("sonar", "search-preview", "search-api", "deep-research")
-# Providers whose models LiteLLM prices by the size in their name, such as 8b, before any other price
-# (litellm/cost_calculator.py, `get_model_params_and_category`): only a name without one is priced as it is written.
-_PRICED_BY_NAME = frozenset({"together_ai"})
 _CUSTOM_PRICES = frozenset(CustomPricingLiteLLMParams.model_fields)
 
 
@@ -70,13 +64,11 @@ class Catalog:
         return list({candidate.deployment: candidate for candidate in reversed(found)}.values())[::-1]
 
     def is_model(self, name: str) -> bool:
-        """Whether a whole name is a model's: a group, an alias or a deployment, or a name that a wildcard serves."""
+        """Whether a whole name is a model's: a group, an alias, or a known model's that a wildcard serves."""
         router = self._router()
         if router is None:
             return False
-        if name in router.model_names or name in (router.model_group_alias or {}) or router.has_model_id(name):
-            return True
-        return name in litellm.model_cost and bool(_deployments(router, name))
+        return _is_named(router, name) or (name in litellm.model_cost and bool(_deployments(router, name)))
 
     def providers(self) -> Mapping[str, str]:
         """The providers of all deployments, by our names and LiteLLM's, to ours."""
@@ -122,7 +114,7 @@ class Catalog:
             quality=_quality(info),
             own_key_only=info.get("uc_own_key_only") is True,
             ours=info.get("uc_routing") is not False,
-            by_pattern=group not in router.model_names and not router.has_model_id(group),
+            by_pattern=not _is_named(router, group),
         )
 
     def _snapshot(self, name: str | None) -> Mapping[str, Any] | None:
@@ -139,66 +131,6 @@ class Catalog:
             logger.warning("deployment %s of %s is free of charge: its operator set its price to 0", deployment, group)
 
 
-def cost(candidate: Candidate, usage: Mapping[str, Any], call_type: str, service_tier: str | None) -> Decimal:
-    """What an answer cost, in USD at 1e-12, by LiteLLM's own `completion_cost` on the prices of the plan.
-
-    Parameters
-    ----------
-    candidate
-        The deployment that answered.
-    usage
-        The provider's usage object in any dialect; a cost stated in it is ignored, the tokens count.
-    call_type
-        LiteLLM's name of the kind of call.
-    service_tier
-        The tier the provider served, else the one asked for.
-    """
-    name = _price_name_now(candidate)
-    try:
-        return _cost(candidate, usage, call_type, service_tier, name)
-    except litellm.NotFoundError:
-        # Some names LiteLLM cannot find again by the key they stand under; a copy under a name of ours it can.
-        return _cost(candidate, usage, call_type, service_tier, _frozen_name(candidate))
-
-
-def _cost(
-    candidate: Candidate, usage: Mapping[str, Any], call_type: str, service_tier: str | None, name: str
-) -> Decimal:
-    custom = candidate.custom_prices or name != candidate.price_name
-    value = litellm.completion_cost(
-        completion_response=ModelResponse(model=candidate.model, usage=chat_usage(usage)),
-        model=candidate.model,
-        custom_llm_provider=candidate.litellm_provider,
-        custom_pricing=custom,
-        base_model=None if custom else name,
-        router_model_id=name if custom else None,
-        call_type=call_type,
-        service_tier=service_tier,
-    )
-    return pricing.usd(value)
-
-
-def chat_usage(usage: Mapping[str, Any]) -> Usage:
-    """A usage object of any dialect in the shape of chat completions (as litellm/cost_calculator.py does)."""
-    plain = {key: value for key, value in usage.items() if key != "cost" and value is not None}
-    if "prompt_tokens" in plain or "completion_tokens" in plain:
-        return Usage(**plain)
-    if "input_tokens_details" in plain or "output_tokens_details" in plain or "total_tokens" in plain:
-        return _responses_usage(plain)
-    return litellm.AnthropicConfig().calculate_usage(usage_object=plain, reasoning_content=None)
-
-
-def _responses_usage(plain: Mapping[str, Any]) -> Usage:
-    read, written = plain.get("input_tokens_details") or {}, plain.get("output_tokens_details") or {}
-    return Usage(
-        prompt_tokens=plain.get("input_tokens") or 0,
-        completion_tokens=plain.get("output_tokens") or 0,
-        total_tokens=plain.get("total_tokens") or 0,
-        prompt_tokens_details={key: value for key, value in dict(read).items() if value is not None},
-        completion_tokens_details={key: value for key, value in dict(written).items() if value is not None},
-    )
-
-
 def tokenizer() -> Callable[[str], int]:
     """The larger count of OpenAI's two tokenizers; LiteLLM ships their data (litellm_core_utils/tokenizers)."""
     older = newer = litellm.encoding
@@ -212,24 +144,13 @@ def tokenizer() -> Callable[[str], int]:
     )
 
 
-def _price_name_now(candidate: Candidate) -> str:
-    """The name under which the price map holds the plan's prices: its own, or a copy's if that will not do."""
-    is_as_planned = litellm.model_cost.get(candidate.price_name) == candidate.prices
-    if is_as_planned and candidate.litellm_provider not in _PRICED_BY_NAME:
-        return candidate.price_name
-    return _frozen_name(candidate)
-
-
-def _frozen_name(candidate: Candidate) -> str:
-    """Put a copy of the plan's prices into the price map, under the digest of what they are, in decimal."""
-    written = json.dumps(candidate.prices, sort_keys=True, default=str)
-    name = f"uc-frozen-{int(hashlib.sha256(written.encode()).hexdigest()[:16], 16)}"
-    litellm.model_cost.setdefault(name, dict(candidate.prices))
-    return name
-
-
 def _deployments(router: Any, group: str) -> list[Mapping[str, Any]]:
     return (router.get_model_list(model_name=group) or []) if router is not None else []
+
+
+def _is_named(router: Any, group: str) -> bool:
+    """Whether the operator wrote this very name, rather than a pattern that it matches."""
+    return group in router.model_names or group in (router.model_group_alias or {})
 
 
 def _fallback_groups(router: Any, model: str) -> list[str]:

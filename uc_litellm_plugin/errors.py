@@ -14,8 +14,10 @@ UcError
     ├── Unauthorized         401
     ├── InsufficientCredits  402
     ├── Forbidden            403
+    ├── TooManyRequests      429
     ├── Unexpected           500
-    └── LedgerUnavailable    503
+    ├── LedgerUnavailable    503
+    └── IssuerUnavailable    503
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ _ANTHROPIC_TYPES = {
     402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
+    429: "rate_limit_error",
     503: "overloaded_error",
 }
 
@@ -250,16 +253,34 @@ class Unexpected(Refusal):
         super().__init__("The request could not be checked because of an internal error; nothing was sent or charged.")
 
 
-class LedgerUnavailable(Refusal):
-    """503: PostgreSQL did not answer, so nothing could be held; nothing was sent."""
+class TooManyRequests(Refusal):
+    """429: too many requests, or too many wrong keys; its `retry-after` says when the next one is let through."""
 
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+    retryable = True
+
+
+class _Unavailable(Refusal):
     status = 503
     type = "service_unavailable"
-    default_code = "ledger_unavailable"
     retryable = True
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, headers={"retry-after": str(retry_after_s)})
+
+
+class LedgerUnavailable(_Unavailable):
+    """503: PostgreSQL did not answer, so nothing could be held; nothing was sent."""
+
+    default_code = "ledger_unavailable"
+
+
+class IssuerUnavailable(_Unavailable):
+    """503: the issuer of access tokens has never been reached, so nobody can say whether they are genuine."""
+
+    default_code = "issuer_unavailable"
 
 
 def status_of(error: Exception, unknown: int = 500) -> int:

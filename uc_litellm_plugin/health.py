@@ -96,6 +96,10 @@ class Health:
         known.breaker.succeeded(now, latency_ms, rate_limit_remaining)
         self._note_turn(known, was_down)
 
+    def measured(self, provider: str, deployment: str, tokens_per_second: float) -> None:
+        """An answer was written at this speed."""
+        self._known(provider, deployment, self._clock()).breaker.measured(tokens_per_second)
+
     def failed(self, provider: str, deployment: str, error: Exception | Fault, began: float | None = None) -> None:
         """An attempt failed; whether that speaks against the provider is told by the error.
 

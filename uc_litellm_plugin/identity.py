@@ -1,8 +1,8 @@
-"""Who calls: LiteLLM's `custom_auth`, with our API keys, and who pays, from authentication only."""
+"""Who calls: LiteLLM's `custom_auth`, with API keys and access tokens, and who pays, from authentication only."""
 
 from __future__ import annotations
 
-import hmac
+import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,16 +10,21 @@ from typing import Any
 
 from fastapi import Request
 from litellm.proxy import proxy_server
-from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth, hash_token
+from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
 
 from . import inbound, routes
-from .accounts import Account, Accounts, ApiKey
+from .accounts import Account, Accounts
+from .bearers import MASTER, Actor, Bearer, Bearers
 from .call import Caller
 from .errors import Forbidden, Unauthorized
 from .requests import Inbound
 from .settings import Settings
+from .throttle import Throttle
+
+logger = logging.getLogger(__name__)
 
 PAYER_HEADER = "x-uc-user-id"
+_ADMINISTRATORS = (LitellmUserRoles.PROXY_ADMIN, LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY)
 
 
 @dataclass(frozen=True)
@@ -31,61 +36,86 @@ class Identified:
     auth
         LiteLLM's idea of the caller.
     caller
-        Ours; None for an administrator who names no payer. It travels beside `auth`, in which keys of LiteLLM's own
-        could carry whatever their maker wrote.
+        Ours; None for an administrator or a service that names no payer. It travels beside `auth`, in which keys of
+        LiteLLM's own could carry whatever their maker wrote.
     inbound
         What was sent.
+    actor
+        Whose key or token it was.
     """
 
     auth: UserAPIKeyAuth
     caller: Caller | None
     inbound: Inbound
+    actor: Actor
 
 
 # Set by our authentication and seen by the hooks of the same request; not set where LiteLLM authenticates itself.
 IDENTIFIED: ContextVar[Identified | None] = ContextVar("uc_identified", default=None)
 
 
-async def authenticate(request: Request, api_key: str | None, accounts: Accounts, settings: Settings) -> Identified:
-    """Find out whose key this is, whether it may pass, and who pays.
+class Authentication:
+    """Finds out who calls, whether they may pass, and who pays; one per worker.
 
     Parameters
     ----------
-    request
-        Its method and path decide whether a user may pass; its `X-UC-User-Id` names the payer for service keys.
-    api_key
-        As LiteLLM found it in any of its carriers, without `Bearer`.
-
-    Raises
-    ------
-    Refusal
-        401 for an unknown key, 400 or 403 for a route that is not open, 403 where the payer is missing.
-    DatabaseError
-        PostgreSQL cannot say who it is.
+    accounts
+        Of the worker.
+    settings
+        Of the process.
     """
-    if not api_key or len(api_key) > 512:
-        raise Unauthorized("No API key: send it as 'Authorization: Bearer …' or 'x-api-key: …'.")
-    key = None if _is_master(api_key) else await _our_key(api_key, accounts)
-    role = key.role if key else "admin"
-    if role != "admin":
-        routes.check(request.method, path_of(request))
-    account = key.account if key and role == "user" else await _named_payer(request, accounts)
-    caller = _as_caller(account, role, key) if account else None
-    return Identified(_auth(api_key, caller, settings, role), caller, await inbound.read(request, path_of(request)))
 
+    def __init__(self, accounts: Accounts, settings: Settings) -> None:
+        self._accounts = accounts
+        self._settings = settings
+        self._throttle = Throttle(settings.limits)
+        self._bearers = Bearers(accounts, settings, self._throttle, lambda: proxy_server.master_key)
 
-async def _our_key(api_key: str, accounts: Accounts) -> ApiKey:
-    key = await accounts.api_key(api_key)
-    if key is None or not key.is_valid():
-        raise Unauthorized("This API key is not known, revoked or expired.")
-    return key
+    async def authenticate(self, request: Request, bearer: str | None) -> Identified:
+        """Whose request this is.
 
+        Parameters
+        ----------
+        request
+            Its method and path decide who may pass; its `X-UC-User-Id` names the payer for services and administrators.
+        bearer
+            An API key, an access token or the master key, as LiteLLM found it in any of its carriers, without `Bearer`.
 
-async def _named_payer(request: Request, accounts: Accounts) -> Account | None:
-    """Whom a master, admin or service key names; such keys pay for nothing themselves."""
-    if routes.kind(request.method, path_of(request)) != "billed" and PAYER_HEADER not in request.headers:
-        return None
-    return await _payer(request.headers, accounts)
+        Raises
+        ------
+        Refusal
+            401 for who is not known, 400 or 403 for a route that is not open, 403 where the payer is missing, 429 for
+            who guesses or asks too often, 503 while nobody can say whether a token is genuine.
+        DatabaseError
+            PostgreSQL cannot say who it is.
+        """
+        if not bearer:
+            raise Unauthorized("No API key: send it as 'Authorization: Bearer …' or 'x-api-key: …'.")
+        known = await self._bearers.find(request, bearer)
+        path, role = path_of(request), known.actor.role
+        if role != "admin":
+            routes.check(request.method, path, role)
+        if path.startswith(routes.API_PREFIX):
+            self._throttle.pace(f"{role} {known.actor.name}")
+        account = known.account if role == "user" else await self._named_payer(request, known)
+        caller = _as_caller(account, known) if account else None
+        auth = _auth(known, caller, self._settings)
+        return Identified(auth, caller, await inbound.read(request, path), known.actor)
+
+    async def _named_payer(self, request: Request, known: Bearer) -> Account | None:
+        """Whom a master, admin or service key names; such keys pay for nothing themselves."""
+        path = path_of(request)
+        if routes.kind(request.method, path) != "billed" and PAYER_HEADER not in request.headers:
+            return None
+        payer = await _payer(request.headers, self._accounts)
+        actor = known.actor
+        logger.info(
+            "%s %s (key %s) acts for %s: %s %s",
+            actor.role, actor.name, actor.key_id, payer.user_id, request.method, path,
+            extra={"action": "acts_for", "role": actor.role, "actor": actor.name, "key_id": actor.key_id,
+                   "payer": payer.user_id, "method": request.method, "path": path},
+        )  # fmt: skip
+        return payer
 
 
 async def caller_of_litellms(auth: UserAPIKeyAuth, headers: Mapping[str, str], accounts: Accounts) -> Caller:
@@ -96,14 +126,14 @@ async def caller_of_litellms(auth: UserAPIKeyAuth, headers: Mapping[str, str], a
     Refusal
         401 without a user id, 403 for an administrator who names no payer and for a user without an account.
     """
-    if auth.user_role in (LitellmUserRoles.PROXY_ADMIN, LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY):
-        return _as_caller(await _payer(headers, accounts), "admin", None)
+    if auth.user_role in _ADMINISTRATORS:
+        return _as_caller(await _payer(headers, accounts), _of_litellms(auth))
     if not auth.user_id:
         raise Unauthorized("This key belongs to no user, so nobody can pay: make it with a user_id.")
     account = await accounts.account(auth.user_id)
     if account is None:
         raise _no_account(auth.user_id)
-    return _as_caller(account, "user", None)
+    return _as_caller(account, _of_litellms(auth))
 
 
 async def identify(auth: UserAPIKeyAuth, data: Mapping[str, Any], accounts: Accounts) -> tuple[Inbound, Caller]:
@@ -145,6 +175,12 @@ def payer_of(identified: Identified) -> Caller:
     return identified.caller
 
 
+def actor_of(auth: UserAPIKeyAuth) -> Actor:
+    """Who acts, by our own authentication or by LiteLLM's."""
+    identified = IDENTIFIED.get()
+    return identified.actor if identified is not None else _of_litellms(auth).actor
+
+
 async def _payer(headers: Mapping[str, str], accounts: Accounts) -> Account:
     user_id = headers.get(PAYER_HEADER, "").strip()
     if not user_id:
@@ -155,36 +191,38 @@ async def _payer(headers: Mapping[str, str], accounts: Accounts) -> Account:
     return account
 
 
-def _auth(api_key: str, caller: Caller | None, settings: Settings, role: str) -> UserAPIKeyAuth:
+def _auth(known: Bearer, caller: Caller | None, settings: Settings) -> UserAPIKeyAuth:
     tier = settings.tier(caller.tier) if caller else None
-    payer = caller.user_id if caller else None
+    payer, role = caller.user_id if caller else None, known.actor.role
     return UserAPIKeyAuth(
-        api_key=hash_token(api_key),
+        api_key=known.hashed,
         user_id=payer or f"uc-{role}",
         # Set by us, so that neither a body's `user` nor a header can: litellm/proxy/auth/user_api_key_auth.py.
         end_user_id=payer,
         user_role=LitellmUserRoles.PROXY_ADMIN if role == "admin" else LitellmUserRoles.INTERNAL_USER,
-        key_alias=caller.api_key_name if caller else None,
+        key_alias=known.app if caller else None,
         user_rpm_limit=tier.rpm_limit if tier else None,
         user_tpm_limit=tier.tpm_limit if tier else None,
     )
 
 
-def _as_caller(account: Account, role: str, key: ApiKey | None) -> Caller:
+def _as_caller(account: Account, known: Bearer) -> Caller:
     return Caller(
         account.user_id,
         account.tier,
         account.power_level,
-        role,
-        api_key_id=key.id if key else None,
-        api_key_name=key.name if key else None,
+        known.actor.role,
+        api_key_id=known.actor.key_id,
+        api_key_name=known.app,
         downgrade=account.downgrade,
+        acted_by=None if known.actor.role == "user" else known.actor.name,
     )
 
 
-def _is_master(api_key: str) -> bool:
-    master = proxy_server.master_key
-    return isinstance(master, str) and hmac.compare_digest(api_key.encode(), master.encode())
+def _of_litellms(auth: UserAPIKeyAuth) -> Bearer:
+    role = "admin" if auth.user_role in _ADMINISTRATORS else "user"
+    name = auth.user_id if auth.user_id and auth.user_id != proxy_server.litellm_proxy_admin_name else MASTER
+    return Bearer(Actor(name, role), None, None, str(auth.api_key))
 
 
 def path_of(request: Request) -> str:

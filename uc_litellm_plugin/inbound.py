@@ -19,8 +19,6 @@ from .requests import CAP_FIELDS, ROUTING_FIELD, Inbound, fields
 # (litellm/proxy/litellm_pre_call_utils.py, `add_litellm_data_for_backend_llm_call`).
 _STEERING = ("timeout", "stream_timeout", "client_side_timeout", "num_retries", "disable_fallbacks", "fallbacks",
              "api_key", "no-log", "mock_response", "specific_deployment", "max_retries", "request_timeout")  # fmt: skip
-_OUR_METADATA = frozenset({"power_level"})
-
 # What LiteLLM itself adds to a request's data before the pre-call hook runs.
 _LITELLMS_OWN = frozenset(
     {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
@@ -52,7 +50,11 @@ async def read(request: Request, path: str) -> Inbound:
         # LiteLLM would take it over the body's, which is what was checked.
         raise BadRequest("The model belongs into the body, not into the query.", code="invalid_model", param="model")
     headers = {name.lower(): value for name, value in request.headers.items()}
-    return Inbound(dict(body), headers, request.client.host if request.client else None)
+    kept = dict(body)
+    if isinstance(kept.get("metadata"), dict):
+        # LiteLLM writes its own into the very object that the client's body has.
+        kept["metadata"] = dict(kept["metadata"])
+    return Inbound(kept, headers, request.client.host if request.client else None)
 
 
 def from_litellm(data: Mapping[str, Any]) -> Inbound:
@@ -88,7 +90,7 @@ def prepared(call: Call, data: dict[str, Any], extra_fields: frozenset[str], *, 
         data.pop(field, None)
     if isinstance(metadata := data.get("metadata"), dict):
         # Ours; Anthropic refuses what it does not know there.
-        data["metadata"] = {key: value for key, value in metadata.items() if key not in _OUR_METADATA}
+        metadata.pop("power_level", None)
     data["model"] = call.plan.candidates[0].group
     if call.plan.ours:
         data["fallbacks"], data["num_retries"] = hops(call.plan), 0

@@ -1,18 +1,27 @@
-"""The caller's own key on its way into one attempt, and what keeps it there."""
+"""The caller's own key on its way into one attempt, past LiteLLM, which never has it.
+
+LiteLLM and the OpenAI client work with a stand-in for the key. All their requests pass `httpx.AsyncClient.send`: there
+the stand-in becomes the key for as long as it takes to send one request, and what the provider repeats of it is taken
+out of the answer. So there is no key in arguments, errors, tracebacks, logs, caches, and connections of anybody else's.
+"""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
+from urllib.parse import quote
+from weakref import WeakKeyDictionary, WeakSet
 
 import httpx
 from openai import AsyncOpenAI
 
 from . import redaction
-from .call import Call
+from .call import CURRENT, Call
 from .plan import Candidate
 from .provider_key import ProviderKey
+from .redaction import CleanStream
 from .vault import Secret
 
 # What a copy of a deployment takes along: how its model is called, and nothing that opens the platform's account.
@@ -23,6 +32,17 @@ _KEPT = frozenset(
 )
 # Stands where the platform's key stood, so that an attempt without the caller's key fails rather than uses it.
 _NO_KEY = "own-key-missing"
+# Begins what stands for a key until it is sent; the name of its provider follows.
+_MARK = "uc-own-key-of-"
+
+Send = Callable[..., Awaitable[httpx.Response]]
+# Handed about in place of the key, which then is in no frame of a traceback.
+Open = Callable[[], Secret]
+
+# What is still to be read, by its call. What has failed stays unread, and LiteLLM keeps it in tracebacks.
+_UNREAD: WeakKeyDictionary[Call, WeakSet[CleanStream]] = WeakKeyDictionary()
+# The loop alone would let go of them.
+_CLOSING: set[asyncio.Task[None]] = set()
 
 
 class Injection:
@@ -39,32 +59,42 @@ class Injection:
     def __init__(self, open_key: Callable[[ProviderKey], Secret], client: httpx.AsyncClient) -> None:
         self._open_key = open_key
         self._client = client
+        _let_out(self._key_of)
 
     def inject(self, call: Call, key: ProviderKey, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """One attempt's arguments with the caller's key in them, and its endpoint where the key has one.
-
-        From here on the key stands in no log line, and what LiteLLM keeps of the call for its callbacks is freed of it
-        as it is written.
+        """One attempt's arguments with a stand-in for the caller's key, and its endpoint where the key has one.
 
         Raises
         ------
         VaultError
             The key does not open.
         """
-        secret = self._open_key(key)
-        call.secrets.append(secret)
-        text = secret.reveal()
-        redaction.take(text)
-        # LiteLLM writes about a call after it has ended; the call's object lives until then.
-        weakref.finalize(call, redaction.give_back, text)
-        logged = kwargs.get("litellm_logging_obj")
-        if logged is not None:
-            logged.model_call_details = redaction.KeyFree(logged.model_call_details, text)
-        made = {**kwargs, "api_key": text}
+        _close_unread(call)
+        # For its error, which should come before LiteLLM is asked; the key itself is opened when it is sent.
+        self._open_key(key)
+        stand_in = f"{_MARK}{key.provider}"
+        made = {**kwargs, "api_key": stand_in}
         if key.api_base is not None:
             made["api_base"] = made["base_url"] = key.api_base
-            made["client"] = AsyncOpenAI(api_key=text, base_url=key.api_base, http_client=self._client, max_retries=0)
+            made["client"] = AsyncOpenAI(
+                api_key=stand_in, base_url=key.api_base, http_client=self._client, max_retries=0
+            )
         return made
+
+    def _key_of(self, provider: str, client: httpx.AsyncClient) -> Open | None:
+        """What opens the key for a request with a provider's stand-in.
+
+        None where the attempt under way has no such key: the stand-in goes out as it is, and the provider refuses it.
+        """
+        call = CURRENT.get()
+        candidate = None if call is None else call.answering
+        key = None if candidate is None else candidate.own_key
+        if key is None or key.provider != provider:
+            return None
+        # To an address of the user's own only through the client that checks where it leads.
+        if (client is self._client) != (key.api_base is not None):
+            return None
+        return partial(self._open_key, key)
 
 
 def own_deployment(deployment: Mapping[str, Any], candidate: Candidate) -> dict[str, Any]:
@@ -78,9 +108,8 @@ def own_deployment(deployment: Mapping[str, Any], candidate: Candidate) -> dict[
 
 
 def disclose(call: Call, error: Exception) -> None:
-    """Take the caller's keys out of an error, and say whose key it was that failed."""
-    for secret in call.secrets:
-        redaction.clean_error(error, secret.reveal())
+    """Say whose key it was that failed, where it was the caller's own."""
+    _close_unread(call)
     candidate = call.answering
     if candidate is None or candidate.own_key is None:
         return
@@ -90,11 +119,16 @@ def disclose(call: Call, error: Exception) -> None:
         error.message = whose + message  # type: ignore[attr-defined]  # LiteLLM's errors have one
 
 
-def uncached(set_cache: Callable[..., Any], is_own: Callable[[], bool]) -> Callable[..., Any]:
-    """LiteLLM's `set_cache` of provider clients, which keeps none that was made for a user's own key.
+def _close_unread(call: Call) -> None:
+    """Close the answers of attempts that have failed: a connection remembers the request as it was sent."""
+    for stream in _UNREAD.pop(call, ()):
+        task = asyncio.get_running_loop().create_task(stream.aclose())
+        _CLOSING.add(task)
+        task.add_done_callback(_CLOSING.discard)
 
-    It would keep the key, in the client and in the cache's key, for an hour (litellm/llms/openai/common_utils.py).
-    """
+
+def uncached(set_cache: Callable[..., Any], is_own: Callable[[], bool]) -> Callable[..., Any]:
+    """LiteLLM's `set_cache` of provider clients, which keeps none that goes to an endpoint of a user's own."""
 
     def set_unless_own(key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         if hasattr(value, "api_key") and is_own():
@@ -102,3 +136,67 @@ def uncached(set_cache: Callable[..., Any], is_own: Callable[[], bool]) -> Calla
         return set_cache(key, value, *args, **kwargs)
 
     return set_unless_own
+
+
+def _let_out(key_of: Callable[[str, httpx.AsyncClient], Open | None]) -> None:
+    """Put keys into requests as `httpx.AsyncClient.send` sends them; a second time, by another rule."""
+    stock: Send = getattr(httpx.AsyncClient.send, "stock", httpx.AsyncClient.send)
+
+    async def send(self: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
+        provider = _provider_asked(request)
+        open_key = None if provider is None else key_of(provider, self)
+        if provider is None or open_key is None:
+            return await stock(self, request, **options)
+        return await _send(stock, self, request, f"{_MARK}{provider}", open_key, options)
+
+    send.stock = stock  # type: ignore[attr-defined]
+    httpx.AsyncClient.send = send  # type: ignore[method-assign]
+
+
+def _provider_asked(request: httpx.Request) -> str | None:
+    """The provider whose stand-in a request carries: in a header or, as Google has it, in the URL."""
+    for text in (*request.headers.values(), str(request.url)):
+        _, mark, rest = text.partition(_MARK)
+        if mark:
+            return rest.partition("&")[0]
+    return None
+
+
+async def _send(
+    stock: Send,
+    client: httpx.AsyncClient,
+    request: httpx.Request,
+    stand_in: str,
+    open_key: Open,
+    options: Mapping[str, Any],
+) -> httpx.Response:
+    """Send a request with the key, which stands in it no longer than that, and clean the answer."""
+    as_made = request.headers, request.url
+    request.headers = _with_key(request.headers, stand_in, open_key())
+    request.url = httpx.URL(str(request.url).replace(stand_in, quote(open_key().reveal(), safe="")))
+    response, fault = None, None
+    try:
+        with redaction.in_use(open_key().reveal()):
+            # A redirect may lead to another host, and httpx takes all headers but one along.
+            response = await stock(client, request, **{**options, "stream": True, "follow_redirects": False})
+    except Exception as error:
+        # Whatever it is: what it says and where it was raised shows the request as it was sent.
+        fault = redaction.bare(error, open_key())
+    finally:
+        request.headers, request.url = as_made
+    if fault is not None or response is None:
+        raise fault or RuntimeError("httpx answered nothing")
+    redaction.clean_answer(response, open_key())
+    if (call := CURRENT.get()) is not None and isinstance(response.stream, CleanStream):
+        _UNREAD.setdefault(call, WeakSet()).add(response.stream)
+    if not options.get("stream"):
+        await response.aread()
+    return response
+
+
+def _with_key(headers: httpx.Headers, stand_in: str, secret: Secret) -> httpx.Headers:
+    """The headers as they are sent; an answer that is compressed could repeat the key where nobody sees it."""
+    key = secret.reveal()
+    sent = httpx.Headers([(name, value.replace(stand_in, key)) for name, value in headers.multi_items()])
+    sent["accept-encoding"] = "identity"
+    return sent

@@ -28,6 +28,9 @@ Record = dict[str, Any]
 
 SUFFIX = ".outbox"
 
+# What a file says that another process has settled meanwhile, or whose directory somebody has replaced.
+_GONE = (FileNotFoundError, NotADirectoryError)
+
 
 class OutboxFull(OSError):
     """The outbox holds as many bytes as it may."""
@@ -120,7 +123,7 @@ class Outbox:
         for path in self._directory.glob(f"*{SUFFIX}") if self._directory.is_dir() else ():
             try:
                 found = path.stat()
-            except FileNotFoundError:
+            except _GONE:
                 continue
             yield found.st_size, found.st_mtime
 
@@ -195,7 +198,11 @@ def _lock(path: Path) -> BinaryIO | None:
     """Open a segment if nobody else has it."""
     try:
         file = path.open("r+b")
-    except FileNotFoundError:
+    except _GONE:
+        return None
+    except OSError as error:
+        # It must not keep the others waiting: most likely another user's, who settles it.
+        logger.error("outbox segment %s cannot be taken over: %s", path, error)
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,7 +219,7 @@ def _is_still(path: Path, file: BinaryIO) -> bool:
     """Whether the path names this very file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
+    except _GONE:
         return False
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import NoReturn
 
 from .errors import Forbidden
 from .plan import OWN_KEY_MARK, Candidate
@@ -46,7 +47,8 @@ def spread(
     Raises
     ------
     Forbidden
-        The only keys that fit cannot be used now, and may not fall back.
+        The only keys that fit cannot be used now, and may not fall back; or the platform has no key and the caller has
+        none.
     """
     chosen = _by_provider(keys, now)
     fitting = {each.provider: chosen[each.provider] for each in candidates if each.ours and each.provider in chosen}
@@ -56,7 +58,7 @@ def spread(
         if (key := fitting.get(each.provider)) is not None and key.is_usable(now) and _fits(key, each, endpoint)
     ]
     if all(key.fallback == "credits" for key in fitting.values()):
-        return [*own, *(each for each in candidates if not each.own_key_only)]
+        return [*own, *(each for each in candidates if not each.own_key_only)] or _refuse_without_key(candidates)
     if not own:
         raise _unusable(next(key for key in fitting.values() if key.fallback == "never"), endpoint, now)
     return own
@@ -73,6 +75,14 @@ def _fits(key: ProviderKey, candidate: Candidate, endpoint: Endpoint) -> bool:
     if not candidate.ours:
         return False
     return key.api_base is None or (endpoint in _OWN_ADDRESSES and candidate.litellm_provider in _OPENAI_CLIENTS)
+
+
+def _refuse_without_key(candidates: Sequence[Candidate]) -> NoReturn:
+    providers = " or ".join(dict.fromkeys(each.provider for each in candidates))
+    raise Forbidden(
+        f"'{candidates[0].group}' is answered with keys of users only: add one of yours for {providers}, or renew it.",
+        code="own_key_needed",
+    )
 
 
 def _unusable(key: ProviderKey, endpoint: Endpoint, now: datetime) -> Forbidden:

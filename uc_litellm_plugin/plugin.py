@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 from fastapi import Request
 from litellm.proxy import proxy_server
@@ -15,6 +16,18 @@ from .errors import Refusal
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
+
+
+def speak() -> None:
+    """Write our log lines where nobody else would: LiteLLM sets up its own loggers only."""
+    ours = logging.getLogger(__package__)
+    if ours.handlers or logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s:%(levelname)s: %(message)s"))
+    ours.addHandler(handler)
+    level = logging.getLevelName(os.environ.get("LITELLM_LOG", "INFO").upper())
+    ours.setLevel(level if isinstance(level, int) else logging.INFO)
 
 
 def start_soon(worker: Worker) -> asyncio.Task[None] | None:
@@ -33,6 +46,7 @@ def start_soon(worker: Worker) -> asyncio.Task[None] | None:
     return loop.create_task(boot())
 
 
+speak()
 proxy_handler_instance = UcHandler()
 api.mount(proxy_server.app, proxy_handler_instance.reception)
 _booting = start_soon(proxy_handler_instance.worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import catalog, endpoints, strategy
+from . import catalog, costs, endpoints, strategy
 from .admission import Admission
 from .attempts import Attempts
 from .catalog import Catalog
@@ -37,7 +37,7 @@ class Reception:
         self.tokenizer = catalog.tokenizer()
         self.attempts = Attempts(worker.health, KeyHealth(settings.health), worker.note_key_fault)
         self.injection = Injection(worker.open_key, endpoints.client(settings.byok, timeout_s=_OWN_ENDPOINT_S))
-        self.settlement = Settlement(worker.ledger.settle, catalog.cost)
+        self.settlement = Settlement(worker.ledger.settle, costs.cost, self.attempts.measured)
         self._router = router
         self._provider_names: Mapping[str, str] = {}
         self._catalog = Catalog(router, self._provider_name)
@@ -53,7 +53,8 @@ class Reception:
             The names are not cached and PostgreSQL does not answer.
         """
         self._provider_names = await self.worker.accounts.provider_names()
-        strategy.install(self._router(), self._strategy)
+        if (router := self._router()) is not None:
+            strategy.install(router, self._strategy)
 
     def _known(self) -> Known:
         return Known(

@@ -1,122 +1,134 @@
-"""Keys in use, taken out of whatever is written down: logs, errors, and what LiteLLM hands to other callbacks."""
+"""Keys in use, taken out of what a provider answers and of whatever is written down while they are sent."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from .vault import Secret
 
 REDACTED = "[own key]"
-_DEEPEST = 8
+# What says how an answer's bytes came; they go on decoded, and as long as they are then.
+_OF_TRANSPORT = frozenset({"content-encoding", "content-length"})
 
-# Keys of attempts that are under way, by how many use each.
+# Keys of requests that are being sent, by how many use each.
 _in_use: Counter[str] = Counter()
 
 
 @contextmanager
 def in_use(key: str) -> Iterator[None]:
     """While this lasts, no log line holds the key."""
-    take(key)
+    _in_use[key] += 1
     try:
         yield
     finally:
-        give_back(key)
-
-
-def take(key: str) -> None:
-    """From now on no log line holds the key."""
-    _in_use[key] += 1
-
-
-def give_back(key: str) -> None:
-    """The attempt that took the key is over, and everything about it is written."""
-    _in_use[key] -= 1
-    if _in_use[key] <= 0:
-        del _in_use[key]
+        _in_use[key] -= 1
+        if _in_use[key] <= 0:
+            del _in_use[key]
 
 
 def clean_text(text: str, *keys: str) -> str:
     """A text without these keys, or without all that are in use."""
     for key in keys or tuple(_in_use):
-        text = text.replace(key, REDACTED)
+        for form in _forms(key):
+            text = text.replace(form, REDACTED)
     return text
 
 
-def clean(value: Any, key: str, depth: int = 0) -> Any:
-    """A copy of plain data without a key; objects of other kinds are handed on as they are."""
-    if isinstance(value, str):
-        return value.replace(key, REDACTED) if key in value else value
-    if isinstance(value, bytes):
-        return value.replace(key.encode(), REDACTED.encode())
-    if depth > _DEEPEST:
-        return value
-    if isinstance(value, Mapping):
-        return {name: clean(each, key, depth + 1) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(clean(each, key, depth + 1) for each in value) if type(value) in (list, tuple) else value
-    return value
+def bare(error: Exception, secret: Secret) -> Exception:
+    """An error without where it was raised and what it was raised for, and without a key in what it says."""
+    error.args = tuple(clean_text(str(each), secret.reveal()) if isinstance(each, str) else each for each in error.args)
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
-def clean_error(error: BaseException, key: str) -> None:
-    """Take a key out of an error's texts, and of the errors it was raised for."""
-    seen: set[int] = set()
-    chain: list[BaseException | None] = [error]
-    while chain:
-        each = chain.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        each.args = clean(each.args, key)
-        for name, value in list(vars(each).items()):
-            if isinstance(value, str | bytes | dict | list | tuple):
-                vars(each)[name] = clean(value, key)
-        chain += [each.__cause__, each.__context__, getattr(each, "original_exception", None)]
+def clean_answer(response: httpx.Response, secret: Secret) -> None:
+    """Take a key out of an answer: out of its headers, and its body as it comes."""
+    said = httpx.Response(response.status_code, headers=response.headers, stream=response.stream)
+    kept = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _OF_TRANSPORT]
+    if response.is_stream_consumed:
+        # A hook of the client's has read it.
+        response._content = _split(response.content, secret, is_all=True)[0]
+    else:
+        response.stream = CleanStream(said, secret)
+    response.headers = httpx.Headers([(name, clean_text(value, secret.reveal())) for name, value in kept])
+    # Made with the request as it was sent.
+    response.next_request = None
 
 
-class KeyFree(dict[str, Any]):
-    """What LiteLLM keeps of a call for its callbacks (`Logging.model_call_details`), without one key.
+class CleanStream(httpx.AsyncByteStream):
+    """The decoded bytes of an answer without a key, which may come in pieces.
+
+    What has come goes on at once, but for an end with which the key may have begun.
 
     Parameters
     ----------
-    details
-        What there is so far.
-    key
-        Never stands in it, however it comes.
+    said
+        The answer as it came.
+    secret
+        The key.
     """
 
-    _HOLDERS = ("api_key", "additional_args", "litellm_params", "optional_params", "exception", "original_response",
-                "raw_request_typed_dict", "kwargs")  # fmt: skip
+    def __init__(self, said: httpx.Response, secret: Secret) -> None:
+        self._said: httpx.Response | None = said
+        self._chunks: AsyncIterator[bytes] | None = said.aiter_bytes()
+        self._secret: Secret | None = secret
 
-    def __init__(self, details: Mapping[str, Any], key: str) -> None:
-        self._key = key
-        super().__init__()
-        self.update(details)
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        kept = b""
+        while self._secret is not None:
+            data, fault = await self._next()
+            if data is None:
+                if kept:
+                    yield kept
+                await self.aclose()
+                if fault is not None:
+                    raise fault
+                return
+            ready, kept = _split(kept + data, self._secret)
+            if ready:
+                yield ready
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        super().__setitem__(name, self._cleaned(value) if name in self._HOLDERS else value)
+    async def aclose(self) -> None:
+        """Close the answer, and let go of it and of the key: the connection remembers the request as it was sent."""
+        said, self._said, self._chunks, self._secret = self._said, None, None, None
+        if said is not None:
+            await said.aclose()
 
-    def update(self, *others: Any, **more: Any) -> None:
-        """As a dict's, through our own door."""
-        for name, value in dict(*others, **more).items():
-            self[name] = value
-
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        """As a dict's, through our own door."""
-        if name not in self:
-            self[name] = default
-        return self[name]
-
-    def _cleaned(self, value: Any) -> Any:
-        """Cleaned one level deep: what is nested deeper is shared with the request, and holds no key."""
-        if isinstance(value, dict):
-            return {name: clean(each, self._key) if _may_hold(name, each) else each for name, each in value.items()}
-        return clean(value, self._key)
+    async def _next(self) -> tuple[bytes | None, Exception | None]:
+        """What comes next, None at the end, and what ended it early."""
+        if self._chunks is None or self._secret is None:
+            return None, None
+        try:
+            return await anext(self._chunks, None), None
+        except Exception as error:
+            # Whatever it is: it shows the request as it was sent.
+            return None, bare(error, self._secret)
 
 
-def _may_hold(name: Any, value: Any) -> bool:
-    return name in ("api_key", "headers", "extra_headers", "client", "request_str") or isinstance(value, str)
+def _split(data: bytes, secret: Secret, *, is_all: bool = False) -> tuple[bytes, bytes]:
+    """Clean bytes, and those at the end that may be the beginning of a key."""
+    forms = [form.encode() for form in _forms(secret.reveal())]
+    for form in forms:
+        data = data.replace(form, REDACTED.encode())
+    begun = 0 if is_all else max(_begun(data, form) for form in forms)
+    return data[: len(data) - begun], data[len(data) - begun :]
+
+
+def _begun(data: bytes, form: bytes) -> int:
+    most = min(len(form) - 1, len(data))
+    return next((length for length in range(most, 0, -1) if form.startswith(data[-length:])), 0)
+
+
+def _forms(key: str) -> Sequence[str]:
+    """A key as it is, and as it is written within JSON or a URL; the longest first."""
+    return sorted({key, json.dumps(key)[1:-1], quote(key, safe="")}, key=len, reverse=True)
 
 
 def install() -> None:
@@ -125,7 +137,7 @@ def install() -> None:
     if getattr(make, "cleans", False):
         return
 
-    def cleaned(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    def cleaned(*args: object, **kwargs: object) -> logging.LogRecord:
         record = make(*args, **kwargs)
         if _in_use:
             record.msg, record.args = clean_text(_message(record)), None

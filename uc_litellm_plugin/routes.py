@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from . import api_routes
 from .errors import BadRequest, Forbidden
 
 Dialect = Literal["openai", "anthropic", "responses"]
@@ -62,14 +63,14 @@ _BILLED: Mapping[str, Endpoint] = {
     "/v1/messages": MESSAGES,
 }
 
-_FREE = (
-    re.compile(r"/(v1/)?models"),
-    re.compile(r"/(v1/)?models/[^/]+(/[^/]+)*"),
-    re.compile(r"/(v1/)?responses/[^/]+"),
-)
+_FREE: Mapping[str, re.Pattern[str]] = {
+    "/v1/models": re.compile(r"/(v1/)?models"),
+    "/v1/models/{model_id}": re.compile(r"/(v1/)?models/[^/]+(/[^/]+)*"),
+    "/v1/responses/{response_id}": re.compile(r"/(v1/)?responses/[^/]+"),
+}
 
-# Our own REST API (api/).
-_API = frozenset({("POST", "/api/v1/route/explain")})
+# Below it is our own REST API (api/).
+API_PREFIX = f"{api_routes.PREFIX}/"
 
 # Paid kinds that the worst case of a hold does not cover yet: they get a clear 400 rather than a puzzling 403.
 _NOT_OFFERED = re.compile(
@@ -85,13 +86,13 @@ def kind(method: str, path: str) -> RouteKind:
     """What happens to a user's request at this exact method and path."""
     if method == "POST" and path in _BILLED:
         return "billed"
-    if method == "GET" and any(pattern.fullmatch(path) for pattern in _FREE):
+    if method == "GET" and any(pattern.fullmatch(path) for pattern in _FREE.values()):
         return "free"
-    return "api" if (method, path) in _API else "refused"
+    return "refused" if api_routes.find(method, path) is None else "api"
 
 
-def check(method: str, path: str) -> None:
-    """Let a user's request pass to a billed or a free route.
+def check(method: str, path: str, role: str = "user") -> None:
+    """Let a request of a user or a service pass to a billed or a free route, and to those of our API that are for it.
 
     Raises
     ------
@@ -100,7 +101,12 @@ def check(method: str, path: str) -> None:
     Forbidden
         Any other route; it may be an administrator's.
     """
-    if kind(method, path) != "refused":
+    found = kind(method, path)
+    if found == "api":
+        route = api_routes.find(method, path)
+        if route is not None and not route.admits(role):
+            raise Forbidden(f"{method} {path} is not open to {role} keys.", code="route_not_allowed")
+    if found != "refused":
         return
     if _NOT_OFFERED.fullmatch(path):
         raise not_offered(f"{method} {path}")
@@ -145,6 +151,11 @@ def not_offered(what: str) -> BadRequest:
         f"{what} is not offered here: its cost cannot be held in advance. Offered are {', '.join(offered())}.",
         code="unsupported_endpoint",
     )
+
+
+def open_to_users() -> list[tuple[str, str]]:
+    """Methods and path templates of LiteLLM's routes that users may call."""
+    return [*(("POST", path) for path in _BILLED), *(("GET", path) for path in _FREE)]
 
 
 def offered() -> list[str]:

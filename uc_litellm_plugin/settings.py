@@ -4,157 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from .errors import SettingsError
+from .settings_oidc import IssuerSettings
+from .settings_sections import (
+    LEVEL_NAME,
+    PROVIDER_NAME,
+    TIERS,
+    ByokSettings,
+    CreditSettings,
+    DatabaseSettings,
+    HealthSettings,
+    HoldSettings,
+    LimitSettings,
+    OutboxSettings,
+    PowerLevelSettings,
+    RequestSettings,
+    RoutingSettings,
+    Section,
+    Tier,
+    TierSettings,
+    UsageSettings,
+)
 
-Tier = Literal["free", "starter", "professional", "enterprise"]
-TIERS: tuple[Tier, ...] = ("free", "starter", "professional", "enterprise")
-
-# Names of power levels and of providers, as their columns allow them.
-LEVEL_NAME = r"^[a-z][a-z0-9_-]{0,31}$"
-PROVIDER_NAME = r"^[a-z][a-z0-9_-]{0,62}$"
-
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Rate = Annotated[Decimal, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
-Host = Annotated[str, Field(pattern=r"^([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    switches: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_values(cls, values: Any) -> Any:
-        # YAML reads `on` and `yes` as true, which pydantic would take for the number 1.
-        if isinstance(values, dict):
-            for key, value in values.items():
-                if isinstance(value, bool) and key not in cls.switches:
-                    raise ValueError(f"{key} must not be true or false")
-        return values
-
-
-class DatabaseSettings(_Section):
-    """`database`: where our tables are and how long to wait for them."""
-
-    schema_name: str = Field("uc", alias="schema", pattern=r"^[a-z_][a-z0-9_]{0,49}$")
-    pool_size: int = Field(8, ge=1, le=200)
-    timeout_s: Seconds = 1.5
-
-    @model_validator(mode="after")
-    def _not_litellms_own(self) -> DatabaseSettings:
-        if self.schema_name == "public":
-            raise ValueError("schema must not be 'public': LiteLLM's migrations drop what they do not know; use 'uc'")
-        return self
+# The sections are known by this module's name.
+__all__ = [
+    "LEVEL_NAME", "PROVIDER_NAME", "TIERS", "ByokSettings", "CreditSettings", "DatabaseSettings", "HealthSettings",
+    "HoldSettings", "IssuerSettings", "LimitSettings", "OutboxSettings", "PowerLevelSettings", "RequestSettings",
+    "RoutingSettings", "Settings", "Tier", "TierSettings", "UsageSettings", "fix", "load", "shipped",
+]  # fmt: skip
 
 
-class CreditSettings(_Section):
-    """`credits`: what a credit is worth."""
-
-    credits_per_usd: Rate = Decimal(10)
-
-
-class HoldSettings(_Section):
-    """`holds`: leases, sweeping, and what is held when a limit is not named."""
-
-    lease_s: Seconds = 120
-    extend_every_s: Seconds = 30
-    sweep_every_s: Seconds = 10
-    min_output_tokens: int = Field(256, ge=1, le=1_000_000)
-    unbounded_input: Literal["refuse", "hold"] = "refuse"
-    abort_drain_s: float = Field(10, ge=0, le=600)
-
-    @model_validator(mode="after")
-    def _extended_in_time(self) -> HoldSettings:
-        if self.extend_every_s * 3 > self.lease_s:
-            raise ValueError("extend_every_s must be at most a third of lease_s, so that a missed beat frees no hold")
-        return self
-
-
-class TierSettings(_Section):
-    """`tiers.<name>`: what a tier costs and allows. A list left out allows all; in models `*` stands for any text."""
-
-    markup: Rate = Decimal(1)
-    power_levels: tuple[str, ...] | None = None
-    providers: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = None
-    rpm_limit: int | None = Field(None, ge=1)
-    tpm_limit: int | None = Field(None, ge=1)
-
-
-class HealthSettings(_Section):
-    """`health`: when a deployment is out of the way, and when it is tried again."""
-
-    window_s: Seconds = 60
-    down_after: int = Field(3, ge=1, le=1_000)
-    degraded_below: float = Field(90, ge=0, le=100)
-    probe_after_s: Seconds = 3
-
-
-class PowerLevelSettings(_Section):
-    """`power_levels.<name>`: what the file says of a level; what it leaves out stays as it is in the level's row."""
-
-    switches: ClassVar[frozenset[str]] = frozenset({"is_active"})
-
-    name: str | None = Field(None, min_length=1, max_length=255)
-    description: str | None = Field(None, max_length=10_000)
-    preferred_providers: tuple[Annotated[str, Field(pattern=PROVIDER_NAME)], ...] | None = None
-    fallback_strategy: Literal["next_available", "none"] | None = None
-    cost_multiplier: Annotated[Decimal, Field(gt=0, le=100_000, decimal_places=4, allow_inf_nan=False)] | None = None
-    max_latency_ms: int | None = Field(None, ge=1, le=86_400_000)
-    min_quality_score: Annotated[Decimal, Field(ge=0, le=100, decimal_places=2, allow_inf_nan=False)] | None = None
-    default_max_output_tokens: int | None = Field(None, ge=1, le=10_000_000)
-    is_active: bool | None = None
-
-
-class RoutingSettings(_Section):
-    """`routing`: how attempts are made."""
-
-    switches: ClassVar[frozenset[str]] = frozenset({"latency_timeout"})
-
-    latency_timeout: bool = False
-
-
-class OutboxSettings(_Section):
-    """`outbox`: how much may wait for PostgreSQL."""
-
-    most_mb: int = Field(256, ge=1, le=1_000_000)
-
-
-class RequestSettings(_Section):
-    """`requests`: what bodies may carry."""
-
-    extra_fields: frozenset[str] = frozenset()
-    idempotency_hours: int = Field(24, ge=1, le=8_760)
-
-
-class ByokSettings(_Section):
-    """`byok`: users' own provider keys; hosts are in lower case, IPv6 in brackets, maybe with a port."""
-
-    switches: ClassVar[frozenset[str]] = frozenset({"enabled", "allow_http"})
-
-    enabled: bool = True
-    min_tier: Tier = "starter"
-    fee_percent: Annotated[Decimal, Field(ge=0, le=100, allow_inf_nan=False)] = Decimal(0)
-    allow_http: bool = False
-    allowed_hosts: frozenset[Host] = frozenset()
-    most_keys: int = Field(20, ge=1, le=1_000)
-
-
-class UsageSettings(_Section):
-    """`usage`: the summary of usage rows."""
-
-    summary_every_s: Seconds = 600
-
-
-class Settings(_Section):
+class Settings(Section):
     """All settings of one process.
 
     Attributes
@@ -185,6 +71,26 @@ class Settings(_Section):
     requests: RequestSettings = RequestSettings()  # type: ignore[call-arg]
     usage: UsageSettings = UsageSettings()
     byok: ByokSettings = ByokSettings()  # type: ignore[call-arg]
+    oidc: tuple[IssuerSettings, ...] = ()
+    limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]
+
+    @field_validator("oidc", mode="before")
+    @classmethod
+    def _one_issuer_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _issuers_share_no_users(self) -> Settings:
+        for place, one in enumerate(self.oidc):
+            for other in self.oidc[:place]:
+                if one.issuer == other.issuer:
+                    raise ValueError("oidc names an issuer twice; write all its audiences into one entry")
+                if one.user_prefix.startswith(other.user_prefix) or other.user_prefix.startswith(one.user_prefix):
+                    raise ValueError(
+                        "oidc: with several issuers each needs a user_prefix that no other one starts with, "
+                        "or one issuer's user could be taken for another's"
+                    )
+        return self
 
     def tier(self, name: str) -> TierSettings:
         """The settings of a tier; the defaults where the file says nothing of it."""

@@ -26,12 +26,20 @@ class Settlement:
     settle
         Takes a record and returns when it is safe: `Ledger.settle`.
     cost
-        Prices a provider's usage in USD: `catalog.cost`.
+        Prices a provider's usage in USD: `costs.cost`.
+    on_whole
+        Told of each whole answer's output tokens: `Attempts.measured`.
     """
 
-    def __init__(self, settle: Callable[[Record], Awaitable[Outcome]], cost: CostFunction) -> None:
+    def __init__(
+        self,
+        settle: Callable[[Record], Awaitable[Outcome]],
+        cost: CostFunction,
+        on_whole: Callable[[Call, int], None] = lambda call, tokens: None,
+    ) -> None:
         self._settle = settle
         self._cost = cost
+        self._on_whole = on_whole
 
     async def charge(self, call: Call, answer: Answer) -> Outcome:
         """Charge what was delivered; every caller waits for the same outcome, the first one's."""
@@ -55,6 +63,8 @@ class Settlement:
             metrics.BEYOND_HOLD.inc()
             logger.warning("hold %s was %s but the call cost %s", call.id, call.held, credits,
                            extra={"action": "hold_exceeded"})  # fmt: skip
+        if answer.error_type is None and answer.source == "usage":
+            self._on_whole(call, answers.tokens(answer.usage)["completion_tokens"])
         return _record(call, "settle", credits, _answered(call, answer, usd))
 
     def _usd(self, call: Call, candidate: Candidate, answer: Answer) -> Decimal:
@@ -156,6 +166,8 @@ def _metadata(call: Call) -> dict[str, Any]:
         if candidate
         else None,
         "api_key_id": call.caller.api_key_id,
+        "acted_by": call.caller.acted_by,
+        "acted_as": call.caller.role if call.caller.acted_by else None,
         "power_level_wished": None if call.route.wished == terms.power_level else call.route.wished,
         "client_request_id": call.names.request,
         "response_id": call.response_id,

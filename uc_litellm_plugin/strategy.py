@@ -177,6 +177,9 @@ def _set_up(router: Any) -> None:
         # The OpenAI client's own retries would be attempts nobody sees (litellm/llms/openai/openai.py, `aembedding`).
         litellm.DEFAULT_MAX_RETRIES = 0
         logger.info("%s is 0: the plan says who is tried next, not the OpenAI client", _SDK_RETRIES)
+    # LiteLLM's errors would name deployments and the hops of our plan to clients.
+    litellm.expose_router_debug_in_errors = False
+    logger.info("litellm_settings.expose_router_debug_in_errors is false: errors do not list deployments and hops")
     logger.info("the power-level strategy decides who answers")
 
 

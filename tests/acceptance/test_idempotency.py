@@ -33,6 +33,16 @@ def test_a_second_try_is_not_paid(proxy: Proxy, upstream: Upstream, bank: Bank, 
     assert bank.balance(account).remaining == 100 - row["cost_credits"]
 
 
+@pytest.mark.parametrize("name", ["chat", "responses", "messages", "embeddings"])
+def test_metadata_is_part_of_the_body(
+    proxy: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str
+) -> None:
+    """What LiteLLM writes into a request's metadata does not make a retry another call."""
+    answers = [keyed(proxy, account, "once", name, metadata={"user_id": "u-1"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 409]
+    assert answers[1].json()["error"].get("code", "idempotency_finished") == "idempotency_finished"
+
+
 def test_another_body_is_refused(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:
     """A key that was used for another body is a mistake of the caller's, and says so."""
     keyed(proxy, account, "mine")

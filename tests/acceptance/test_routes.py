@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -17,7 +15,8 @@ from tests.acceptance.bank import Account, Bank
 from tests.acceptance.public_routes import PUBLIC
 from tests.proxy import Proxy
 from tests.upstream import Upstream
-from uc_litellm_plugin import routes
+from uc_litellm_plugin import proxy_routes, routes
+from uc_litellm_plugin.proxy_routes import Served
 
 ROUTES = "The proxy's routes"
 BILLED = {
@@ -30,56 +29,17 @@ FREE = {
 }
 
 
-class Served(NamedTuple):
-    """A method and path template of the application, and whether LiteLLM asks who calls."""
-
-    method: str
-    path: str
-    authenticated: bool
-
-
 @cache
 def served() -> tuple[Served, ...]:
     """All routes, those of included routers and of features that load later too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        from litellm.proxy._lazy_features import register_all_features
-        from litellm.proxy.proxy_server import app
-
-    register_all_features(app)
-    return tuple(_walk(app.routes))
-
-
-def _walk(nodes: Any, prefix: str = "") -> Iterator[Served]:
-    for node in nodes:
-        if hasattr(node, "original_router"):
-            yield from _walk(node.original_router.routes, prefix + node.include_context.prefix)
-            continue
-        authenticated = hasattr(node, "dependant") and any(map(_authenticates, _calls(node.dependant)))
-        for method in sorted(
-            getattr(node, "methods", None) or ["WEBSOCKET" if hasattr(node, "dependant") else "MOUNT"]
-        ):
-            yield Served(method, prefix + node.path, authenticated)
-
-
-def _calls(dependant: Any) -> Iterator[Any]:
-    yield dependant.call
-    for inner in dependant.dependencies:
-        yield from _calls(inner)
-
-
-def _authenticates(call: Any) -> bool:
-    return "user_api_key_auth" in getattr(call, "__name__", "")
-
-
-def concrete(path: str) -> str:
-    """A path that the template matches."""
-    return re.sub(r"\{[^}]+\}", "x", path)
+        return proxy_routes.served()
 
 
 def kind(route: Served) -> str:
     """What becomes of a user's request at this route."""
-    return routes.kind(route.method, concrete(route.path)) if route.authenticated else "public"
+    return routes.kind(route.method, route.concrete) if route.authenticated else "public"
 
 
 def test_every_route_has_its_place() -> None:
@@ -122,7 +82,7 @@ def test_no_other_route_serves_a_user(proxy: Proxy, upstream: Upstream, bank: Ba
     open_ones, broken = [], []
     with httpx.Client(base_url=proxy.url, headers=account.headers, trust_env=False, timeout=60) as client:
         for route in worth_trying():
-            answer = client.request(route.method, concrete(route.path), json=body)
+            answer = client.request(route.method, route.concrete, json=body)
             if answer.status_code < 400 and kind(route) != "public":
                 open_ones.append((route.method, route.path, answer.status_code))
             if answer.status_code >= 500 and kind(route) != "public":

@@ -31,10 +31,19 @@ LONG_SECONDS = 8.0
 TOP_UP = Decimal("0.02")
 # How many kills there are for each of these.
 KILLS_FOR_EACH = {
-    **{"terminate": 2, "terminate_settling": 4, "deliver_again": 2, "top_up": 2},
-    **{"cut_hold_before": 8, "cut_hold_after": 8, "cut_hold_mute": 8},
-    **{"cut_settle_before": 4, "cut_settle_after": 4, "cut_settle_mute": 8},
-    **{"break_outbox": 20, "freeze": 20, "stall": 20},
+    "terminate": 2,
+    "terminate_settling": 4,
+    "deliver_again": 2,
+    "top_up": 2,
+    "cut_hold_before": 8,
+    "cut_hold_after": 8,
+    "cut_hold_mute": 8,
+    "cut_settle_before": 4,
+    "cut_settle_after": 4,
+    "cut_settle_mute": 8,
+    "break_outbox": 20,
+    "freeze": 20,
+    "stall": 20,
 }
 # Rounds of half a second in which a settlement may come that waits for an account.
 ROUNDS = 10

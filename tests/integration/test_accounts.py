@@ -102,9 +102,24 @@ async def test_a_cached_key_ends_in_time(accounts: Accounts, database: Counted) 
     assert first is not None
     assert first.expires_at is not None
     await asyncio.sleep((first.expires_at - datetime.now(timezone.utc)).total_seconds() + 0.01)
+    assert accounts.known_key("short") is None
     again = await accounts.api_key("short")
-    assert again is first
+    assert again is not None
     assert not again.is_valid()
+
+
+async def test_every_bad_key_is_asked_for_anew(accounts: Accounts, database: Counted) -> None:
+    """Unknown, revoked and expired keys cost one question each time, so that time does not tell them apart."""
+    await add_key(database, "old", expires_at=datetime.now(timezone.utc) - timedelta(seconds=1))
+    await add_key(database, "revoked")
+    await database.execute("UPDATE user_api_keys SET is_active = false WHERE key_hash = $1", hash_key("revoked"))
+    accounts.heard()
+    for name in ("old", "revoked", "unknown"):
+        before = database.asked
+        for _ in range(3):
+            key = await accounts.api_key(name)
+            assert key is None or not key.is_valid()
+        assert database.asked - before == 3, name
 
 
 async def test_nothing_is_kept_while_nobody_listens(accounts: Accounts, database: Counted) -> None:

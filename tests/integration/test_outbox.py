@@ -280,3 +280,25 @@ def test_the_oldest_record_tells_the_age(directory: Path, outbox: Outbox) -> Non
     old.write_bytes(b"x")
     os.utime(old, (10**9, 10**9))
     assert outbox.age_s() > 10**8
+
+
+def test_a_directory_that_is_replaced(directory: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks while somebody puts a file in the directory's place finds nothing, and no error."""
+    outbox.append(records("a"))
+    paths = list(directory.glob("*.outbox"))
+    directory.rename(directory.with_name("away"))
+    directory.write_text("in the way")
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    monkeypatch.setattr(Path, "glob", lambda *_: paths)
+    other = Outbox(directory, MB)
+    assert (other.size(), list(other.claim())) == (0, [])
+
+
+def test_a_segment_that_cannot_be_opened(directory: Path, outbox: Outbox) -> None:
+    """What cannot be taken over keeps nobody else's settlements waiting."""
+    dead = Outbox(directory, MB)
+    dead.append(records("a"))
+    (segment,) = dead.claim()
+    segment.release()
+    (directory / "0.outbox").mkdir()
+    assert taken(outbox) == ["a"]

@@ -333,6 +333,15 @@ def test_p95_is_by_nearest_rank(samples: list[tuple[float, float]]) -> None:
     assert window.p95_ms == expected
 
 
+def test_speed_is_a_running_mean() -> None:
+    """The speed of answers follows the newest ones."""
+    breaker = Breaker(SETTINGS)
+    assert breaker.standing(START).tokens_per_second is None
+    for speed in (100, 50):
+        breaker.measured(speed)
+    assert breaker.standing(START).tokens_per_second == 90
+
+
 def test_memory_is_bounded() -> None:
     """However many attempts, the window keeps so many latencies, the newest of each bucket."""
     window = Window(60)

@@ -13,7 +13,7 @@ from litellm.types.utils import ModelResponse, Usage
 
 from tests.unit.costs import random_trigger, random_usage, sample
 from tests.unit.samples import held_call
-from uc_litellm_plugin import catalog, pricing
+from uc_litellm_plugin import catalog, costs, pricing
 from uc_litellm_plugin.call import Answer, Outcome
 from uc_litellm_plugin.catalog import Catalog
 from uc_litellm_plugin.errors import BadRequest
@@ -106,16 +106,35 @@ CACHED_USAGE = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 400}}
 )
 def test_the_cost_is_litellms_own(found: Catalog, group: str, model: str, usage: dict[str, Any]) -> None:
     """A usage costs what LiteLLM's completion_cost says, cached tokens at their rate included."""
-    cost = catalog.cost(only(found, group), usage, "acompletion", None)
+    cost = costs.cost(only(found, group), usage, "acompletion", None)
     assert cost == litellms_cost(model, usage)
     assert cost > 0
 
 
 def test_the_cost_by_hand(found: Catalog) -> None:
     """The operator's prices count token by token, those of the cache apart."""
-    assert catalog.cost(only(found, "own"), CHAT_USAGE, "acompletion", None) == Decimal("0.0065")
-    assert catalog.cost(only(found, "own"), CACHED_USAGE, "acompletion", None) == Decimal("0.0057")
-    assert catalog.cost(only(found, "told"), CHAT_USAGE, "acompletion", None) == Decimal("0.0065")
+    assert costs.cost(only(found, "own"), CHAT_USAGE, "acompletion", None) == Decimal("0.0065")
+    assert costs.cost(only(found, "own"), CACHED_USAGE, "acompletion", None) == Decimal("0.0057")
+    assert costs.cost(only(found, "told"), CHAT_USAGE, "acompletion", None) == Decimal("0.0065")
+
+
+PROVIDERS = sorted(str(getattr(name, "value", name)) for name in litellm.provider_list)
+# LiteLLM reads a size out of some names, and knows other prices for others.
+NAMED = ("llama-3-8b-instruct", "gpt-4o", "claude-sonnet-4-5", "mistral-large", "x")
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_operators_prices_count_at_every_provider(provider: str) -> None:
+    """Whatever a provider, a model and a deployment are called: the operator's prices are charged."""
+    for model in NAMED:
+        name = f"dep-8b-{provider}-{model}"
+        litellm.model_cost[name] = {**OWN_PRICES, "litellm_provider": provider, "mode": "chat"}
+        try:
+            prices = litellm.model_cost[name]
+            made = Candidate(name, "g", f"{provider}/{model}", provider, provider, name, prices, True, None, None)
+            assert costs.cost(made, CHAT_USAGE, "acompletion", None) == Decimal("0.0065"), model
+        finally:
+            del litellm.model_cost[name]
 
 
 @pytest.mark.parametrize("tier", ["flex", "priority", "default", "auto", None])
@@ -126,7 +145,7 @@ def test_service_tiers_have_their_prices(found: Catalog, tier: str | None) -> No
     by_hand = 1000 * pricing.exact(candidate.prices[f"input_cost_per_token{suffix}"]) + 500 * pricing.exact(
         candidate.prices[f"output_cost_per_token{suffix}"]
     )
-    assert catalog.cost(candidate, CHAT_USAGE, "acompletion", tier) == pricing.usd(by_hand)
+    assert costs.cost(candidate, CHAT_USAGE, "acompletion", tier) == pricing.usd(by_hand)
 
 
 def test_dialects_cost_the_same(found: Catalog) -> None:
@@ -137,12 +156,12 @@ def test_dialects_cost_the_same(found: Catalog) -> None:
         "input_tokens_details": {"cached_tokens": 400}, "output_tokens_details": {"reasoning_tokens": 0},
     }  # fmt: skip
     messages = {"input_tokens": 600, "output_tokens": 500, "cache_read_input_tokens": 400}
-    costs = {
-        catalog.cost(candidate, CACHED_USAGE, "acompletion", None),
-        catalog.cost(candidate, responses, "aresponses", None),
-        catalog.cost(candidate, messages, "anthropic_messages", None),
+    found_costs = {
+        costs.cost(candidate, CACHED_USAGE, "acompletion", None),
+        costs.cost(candidate, responses, "aresponses", None),
+        costs.cost(candidate, messages, "anthropic_messages", None),
     }
-    assert costs == {Decimal("0.00942")}
+    assert found_costs == {Decimal("0.00942")}
 
 
 def test_cache_writes_cost_by_their_life(found: Catalog) -> None:
@@ -152,36 +171,36 @@ def test_cache_writes_cost_by_their_life(found: Catalog) -> None:
         "cache_creation": {"ephemeral_5m_input_tokens": 1000, "ephemeral_1h_input_tokens": 2000},
     }  # fmt: skip
     expected = Decimal("0.0003") + Decimal("0.00015") + 1000 * Decimal("3.75e-6") + 2000 * Decimal("6e-6")
-    assert catalog.cost(only(found, "sonnet"), usage, "anthropic_messages", None) == expected
+    assert costs.cost(only(found, "sonnet"), usage, "anthropic_messages", None) == expected
 
 
 @pytest.mark.parametrize("group", ["mini", "own", "flash"])
 def test_a_cost_that_a_provider_states_is_ignored(found: Catalog, group: str) -> None:
     """Whatever `usage.cost` says, the tokens count."""
     stated = {**CHAT_USAGE, "cost": 99.0}
-    plain = catalog.cost(only(found, group), CHAT_USAGE, "acompletion", None)
-    assert catalog.cost(only(found, group), stated, "acompletion", None) == plain
+    plain = costs.cost(only(found, group), CHAT_USAGE, "acompletion", None)
+    assert costs.cost(only(found, group), stated, "acompletion", None) == plain
 
 
 def test_a_price_edited_under_way_does_not_count(found: Catalog, edited: str) -> None:
     """A call is charged by the prices it was held at; the next call sees the new ones."""
     before = only(found, "edited")
-    cost = catalog.cost(before, CHAT_USAGE, "acompletion", None)
+    cost = costs.cost(before, CHAT_USAGE, "acompletion", None)
     litellm.register_model({edited: {**litellm.model_cost[edited], "input_cost_per_token": 3e-3}})
-    assert catalog.cost(before, CHAT_USAGE, "acompletion", None) == cost == Decimal("0.0065")
+    assert costs.cost(before, CHAT_USAGE, "acompletion", None) == cost == Decimal("0.0065")
     after = only(found, "edited")
-    assert catalog.cost(after, CHAT_USAGE, "acompletion", None) == Decimal("3.0035")
-    assert catalog.cost(before, CHAT_USAGE, "acompletion", None) == cost
+    assert costs.cost(after, CHAT_USAGE, "acompletion", None) == Decimal("3.0035")
+    assert costs.cost(before, CHAT_USAGE, "acompletion", None) == cost
 
 
 @pytest.mark.parametrize("edited", ["gpt-4.1-nano"], indirect=True)
 def test_a_map_price_edited_under_way_does_not_count(found: Catalog, edited: str) -> None:
     """The same holds for an entry of LiteLLM's own map."""
     before = only(found, "last")
-    cost = catalog.cost(before, CHAT_USAGE, "acompletion", None)
+    cost = costs.cost(before, CHAT_USAGE, "acompletion", None)
     litellm.register_model({edited: {**litellm.model_cost[edited], "output_cost_per_token": 1e-2}})
-    assert catalog.cost(before, CHAT_USAGE, "acompletion", None) == cost
-    assert catalog.cost(only(found, "last"), CHAT_USAGE, "acompletion", None) > 5
+    assert costs.cost(before, CHAT_USAGE, "acompletion", None) == cost
+    assert costs.cost(only(found, "last"), CHAT_USAGE, "acompletion", None) > 5
 
 
 @pytest.mark.parametrize("model", ["priceless", "any/nonsense", "half", "routed"])
@@ -204,7 +223,7 @@ def test_the_operators_zero_is_free_and_told_once(found: Catalog, caplog: pytest
     """A price of 0 on the deployment costs nothing, and the log says so once."""
     with caplog.at_level(logging.WARNING, logger="uc_litellm_plugin.catalog"):
         candidates = [only(found, "free") for _ in range(3)]
-    assert catalog.cost(candidates[0], CHAT_USAGE, "acompletion", None) == 0
+    assert costs.cost(candidates[0], CHAT_USAGE, "acompletion", None) == 0
     assert caplog.text.count("is free of charge") == 1
 
 
@@ -255,7 +274,7 @@ def test_the_worst_case_bounds_litellms_cost(name: str) -> None:
     assert price_name is not None
     entry = litellm.model_cost[price_name]
     candidate = Candidate("d", "g", model, provider, provider, price_name, entry, False, None, None)
-    settlement, call = Settlement(never, catalog.cost), held_call()
+    settlement, call = Settlement(never, costs.cost), held_call()
     for _ in range(25):
         trigger = random_trigger(rng)
         wrote = rng.choice([0, 1, 500, 30_000])

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from uc_litellm_plugin import settings
 from uc_litellm_plugin.errors import SettingsError
-from uc_litellm_plugin.settings import Settings
+from uc_litellm_plugin.settings import IssuerSettings, Settings
 
 URL = "postgresql://me:hunter2@host/db"
 
@@ -102,7 +102,42 @@ BAD = [
     ("byok: {enabled: 2}", "byok.enabled", "boolean"),
     ("byok: {allowed_hosts: ['https://llm.corp']}", "byok.allowed_hosts", "pattern"),
     ("byok: {allowed_hosts: ['LLM']}", "byok.allowed_hosts", "pattern"),
-]
+    ("oidc: https://sso", "oidc", "write a list"),
+    ("oidc: {}", "oidc.0.issuer", "required"),
+    ("oidc: {issuer: 'https://sso'}", "oidc.0.audience", "required"),
+    ("oidc: {issuer: 'https://sso', audience: []}", "oidc.0.audience", "at least 1"),
+    ("oidc: {issuer: 'https://sso', audience: uc, secret: x}", "oidc.0.secret", "unknown key"),
+    ("oidc: {issuer: sso, audience: uc}", "oidc.0.issuer", "https://host/path"),
+    ("oidc: {issuer: 'https://[', audience: uc}", "oidc.0.issuer", "https://host/path"),
+    ("oidc: {issuer: 'https://me:hunter2@sso', audience: uc}", "oidc.0.issuer", "https://host/path"),
+    ("oidc: {issuer: 'https://sso/?x', audience: uc}", "oidc.0.issuer", "https://host/path"),
+    ("oidc: {issuer: 'http://localhost:8080/realms/a', audience: uc}", "oidc.0", "https://"),
+    ("oidc: {issuer: 'http://sso', audience: uc, allow_http: true}", "oidc.0", "this machine only"),
+    ("oidc: {issuer: 'ftp://localhost', audience: uc, allow_http: true}", "oidc.0", "https://"),
+    ("oidc: {issuer: 'https://sso', audience: uc, algorithms: [HS256]}", "oidc.0.algorithms.0", "RS256"),
+    ("oidc: {issuer: 'https://sso', audience: uc, algorithms: []}", "oidc.0.algorithms", "at least 1"),
+    ("oidc: {issuer: 'https://sso', audience: uc, tier_claim: a, tiers: {x: gold}}", "oidc.0.tiers.x", "professional"),
+    ("oidc: {issuer: 'https://sso', audience: uc, tiers: {x: free}}", "oidc.0", "tier_claim"),
+    ("oidc: {issuer: 'https://sso', audience: uc, roles: {x: admin}}", "oidc.0", "role_claim"),
+    ("oidc: {issuer: 'https://sso', audience: uc, role_claim: roles}", "oidc.0", "roles"),
+    ("oidc: {issuer: 'https://sso', audience: uc, role_claim: r, roles: {x: root}}", "oidc.0.roles.x", "service"),
+    ("oidc: {issuer: 'https://sso', audience: uc, welcome_credits: {gold: 1}}", "oidc.0.welcome_credits.gold", "free"),
+    ("oidc: {issuer: 'https://sso', audience: uc, welcome_credits: {free: -1}}", "oidc.0.welcome_credits.free", "0"),
+    ("oidc: {issuer: 'https://sso', audience: uc, welcome_credits: {free: .nan}}", "oidc.0.welcome_credits.free", ""),
+    ("oidc: {issuer: 'https://sso', audience: uc, user_claim: ''}", "oidc.0.user_claim", "at least 1"),
+    ("oidc: {issuer: 'https://sso', audience: uc, user_prefix: \"a\\n\"}", "oidc.0.user_prefix", "pattern"),
+    ("oidc: {issuer: 'https://sso', audience: uc, leeway_s: 1000}", "oidc.0.leeway_s", "300"),
+    ("oidc: {issuer: 'https://sso', audience: uc, keys_interval_s: 0}", "oidc.0.keys_interval_s", "greater than 0"),
+    ("oidc: [{issuer: 'https://a', audience: u}, {issuer: 'https://a', audience: v}]", "oidc", "twice"),
+    ("oidc: [{issuer: 'https://a', audience: u}, {issuer: 'https://b', audience: u}]", "oidc", "user_prefix"),
+    ("oidc: [{issuer: 'https://a', audience: u, user_prefix: x}, {issuer: 'https://b', audience: u, user_prefix: xy}]",
+     "oidc", "user_prefix"),
+    ("limits: {failed_keys_per_minute: 0}", "limits.failed_keys_per_minute", "greater than or equal to 1"),
+    ("limits: {api_requests_per_minute: off}", "limits", "true or false"),
+    ("limits: {address_header: X-Forwarded-For, trusted_proxies: [10.0.0.1]}", "limits.address_header", "pattern"),
+    ("limits: {address_header: x-forwarded-for}", "limits", "trusted_proxies"),
+    ("limits: {trusted_proxies: [10.0.0.1/8]}", "limits", "10.0.0.0/8"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "key", "fix"), BAD, ids=[text for text, _, _ in BAD])
@@ -122,6 +157,26 @@ def test_a_power_level_is_what_it_names(tmp_path: Path) -> None:
         "cost_multiplier": Decimal("0.7"), "is_active": False, "max_latency_ms": None,
     }  # fmt: skip
     assert load(tmp_path).power_levels == {}
+
+
+def test_one_issuer_or_several(tmp_path: Path) -> None:
+    """One issuer needs no list, one name none either, and a claim within a claim is written with a dot."""
+    (one,) = load(tmp_path, "oidc: {issuer: 'https://a/b', audience: uc, user_claim: a.b, tier_claim: [c.d]}").oidc
+    assert (one.audience, one.user_claim, one.tier_claim, one.app_claim) == (("uc",), ("a", "b"), ("c.d",), ("azp",))
+    issuer = "{issuer: 'http://localhost:%d/', audience: [a, b], user_prefix: '%d:', allow_http: true}"
+    several = load(tmp_path, f"oidc: [{issuer % (1, 1)}, {issuer % (2, 2)}]").oidc
+    assert [each.issuer for each in several] == ["http://localhost:1/", "http://localhost:2/"]
+
+
+def test_the_shipped_file_explains_every_key_of_an_issuer() -> None:
+    """What the file shows of `oidc` in remarks is all there is, with the defaults."""
+    text = (settings.shipped("config") / "uc.yaml").read_text()
+    remarks = text[text.index("\n#   - # As it stands") : text.index("\noidc:")]
+    shown = yaml.safe_load("\n".join(line[2:] for line in remarks.strip().splitlines()))
+    (issuer,) = shown
+    assert set(issuer) == set(IssuerSettings.model_fields)
+    needed = {"issuer": issuer["issuer"], "audience": issuer["audience"]}
+    assert IssuerSettings.model_validate(issuer) == IssuerSettings.model_validate(needed)
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

@@ -4,49 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Request
-from litellm.proxy._types import UserAPIKeyAuth
-from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from fastapi import APIRouter, Query, Request
 
-from .. import explanation, identity, routes
-from ..errors import DatabaseError, Refusal
-from ..reception import Reception
-from ..refusals import Refused, unreachable
+from .. import explanation, routes
+from ..errors import Refusal
 from ..requests import Inbound
+from .callers import Account, At
+from .envelope import EnvelopeRoute
+from .models import ERRORS
+from .models_usage import Explanation, Rehearsal
+
+routing = APIRouter(tags=["uc: routing"], route_class=EnvelopeRoute, responses=ERRORS)
 
 
-def router(reception: Reception) -> APIRouter:
-    """The route, on this reception."""
-    routing = APIRouter(tags=["uc: routing"])
-
-    @routing.post("/route/explain", summary="What would happen to a call, and why")
-    async def explain(
-        request: Request,
-        body: Annotated[dict[str, Any], Body(description="The body of the call, as it would be sent.")],
-        auth: Annotated[UserAPIKeyAuth, Depends(user_api_key_auth)],
-        endpoint: Annotated[str, Query(description="chat, completions, embeddings, responses or messages")] = "chat",
-    ) -> dict[str, Any]:
-        try:
-            return await _explained(reception, request, body, endpoint, auth)
-        except Refusal as refusal:
-            raise Refused(refusal) from None
-        except DatabaseError as error:
-            raise Refused(unreachable(error)) from None
-
-    return routing
-
-
-async def _explained(
-    reception: Reception, request: Request, body: dict[str, Any], endpoint: str, auth: UserAPIKeyAuth
+@routing.post("/route/explain", response_model=Explanation, response_model_exclude_unset=True)
+async def explain(
+    request: Request,
+    account: Account,
+    at: At,
+    body: Rehearsal,
+    endpoint: Annotated[str, Query(description="chat, completions, embeddings, responses or messages")] = "chat",
 ) -> dict[str, Any]:
-    await reception.worker.ready()
+    """What would happen to a call, and why: candidates in order, hold, balance, outcome. Nobody is called."""
     kind = routes.named(endpoint)
     headers = {name.lower(): value for name, value in request.headers.items()}
-    caller = await identity.caller_of(auth, headers, reception.worker.accounts)
-    await reception.look_around()
-    model = body.get("model")
+    await at.look_around()
     try:
-        call, held = await reception.admission.rehearse(kind, Inbound(body, headers), caller, str(model))
+        call, held = await at.admission.rehearse(kind, Inbound(body.model_dump(), headers), account.caller, body.model)
     except Refusal as refusal:
-        return explanation.of_refusal(str(model), refusal)
+        return explanation.of_refusal(body.model, refusal)
     return explanation.of_call(call, held)

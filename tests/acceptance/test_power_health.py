@@ -1,0 +1,147 @@
+"""LiteLLM's cooldowns and health at work: a first choice that fails is soon out of the way, and back when well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from tests.acceptance import sides, table
+from tests.acceptance.asking import asked, request
+from tests.acceptance.bank import Account, Bank
+from tests.acceptance.sides import ENDPOINTS, ORDERS, PROVIDERS
+from tests.proxy import Json, Proxy, free_port
+from tests.upstream import Upstream
+
+TABLE = "A first choice that fails, with cooldowns and health"
+COLUMNS = ("fault", "workers", "calls", "answered", "asked the first", "then first again after")
+LEVEL = "eco"
+FIRST, SECOND = ORDERS[LEVEL][:2]
+ROUNDS = 8
+TRY_AGAIN_SECONDS = 3.0
+BACK_SECONDS = 25.0
+# What is known of a request that is wrong says nothing of its provider, which is asked every time.
+CLIENTS_OWN = ("400", "422")
+# Only an operator can mend these: one is enough.
+LASTING = ("401", "402", "404")
+# Of the others so many in a row take a provider out of the way.
+DOWN_AFTER = 3
+FAULTS = (*CLIENTS_OWN, *LASTING, "429", "500", "503", "refused", "hang")
+WORKERS = (1, 2)
+# Degraded ones are not probed, they wait for the window to pass.
+SETTINGS: Json = {"health": {"window_s": 5}}
+
+
+@dataclass
+class Case:
+    """A fault at one proxy, in a group of its own, and what came of it."""
+
+    fault: str
+    workers: int
+    statuses: list[int] = field(default_factory=list)
+    hits: list[Json] = field(default_factory=list)
+    took_s: float = 0.0
+    back_s: float | None = None
+
+    @property
+    def group(self) -> str:
+        return f"ill-{self.fault}-{self.workers}"
+
+
+CASES = [Case(fault, workers) for workers in WORKERS for fault in FAULTS]
+
+
+def deployments(case: Case, url: str, nobody: str) -> list[Json]:
+    bases = {FIRST: nobody} if case.fault == "refused" else {}
+    patience = {"timeout": 0.5} if case.fault == "hang" else {}
+    return sides.spread(case.group, ENDPOINTS["chat"].models, url, bases, **patience)
+
+
+def rule(case: Case) -> Json:
+    match = {"api_key": sides.key(case.group, FIRST)}
+    if case.fault.isdigit():
+        return {"kind": "status", "status": int(case.fault), "match": match}
+    return {"kind": "hang", "match": match}
+
+
+@contextmanager
+def client(proxy: Proxy, account: Account) -> Iterator[httpx.Client]:
+    headers = {**account.headers, "x-power-level": LEVEL}
+    with httpx.Client(base_url=proxy.url, headers=headers, trust_env=False, timeout=60) as http:
+        yield http
+
+
+def ask(http: httpx.Client, group: str) -> httpx.Response:
+    path, body = request("chat", model=group)
+    # A connection for each call, so that the workers take turns.
+    return http.post(path, json=body, headers={"connection": "close"})
+
+
+@pytest.fixture(scope="module")
+def cases(running: Upstream, bank: Bank) -> Iterator[list[Case]]:
+    """Asks every group some times at proxies of one and of two workers, then mends what failed and asks on."""
+    running.reset()
+    running.set_faults(*(rule(case) for case in CASES if case.fault != "refused"))
+    account = bank.open("1000")
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with ExitStack() as stack:
+        clients = {
+            workers: stack.enter_context(client(stack.enter_context(proxy_of(workers, running, bank, nobody)), account))
+            for workers in WORKERS
+        }
+        started = time.monotonic()
+        for case in CASES * ROUNDS:
+            case.statuses.append(ask(clients[case.workers], case.group).status_code)
+            case.took_s = time.monotonic() - started
+        books = asked(running)
+        for case in CASES:
+            keys = [sides.key(case.group, side) for side in ORDERS[LEVEL]]
+            case.hits = [call for call in books if call["api_key"] in keys]
+        running.set_faults()
+        with ThreadPoolExecutor(len(WORKERS)) as pool:
+            list(pool.map(lambda workers: wait_for_all(clients[workers], workers), WORKERS))
+    yield CASES
+    running.reset()
+
+
+def proxy_of(workers: int, running: Upstream, bank: Bank, nobody: str) -> AbstractContextManager[Proxy]:
+    mine = [case for case in CASES if case.workers == workers]
+    models = [each for case in mine for each in deployments(case, running.url, nobody)]
+    return sides.powered_proxy(bank.url, sides.config(running.url, models), SETTINGS, workers)
+
+
+def wait_for_all(http: httpx.Client, workers: int) -> None:
+    """Asks until the first choice answers again, in each group of a proxy that can be well again."""
+    waiting = [case for case in CASES if case.workers == workers and case.fault != "refused"]
+    started = time.monotonic()
+    while waiting and time.monotonic() - started < BACK_SECONDS:
+        for case in tuple(waiting):
+            if ask(http, case.group).headers.get("x-uc-provider") == PROVIDERS[FIRST]:
+                case.back_s = time.monotonic() - started
+                waiting.remove(case)
+
+
+@pytest.mark.parametrize("n", range(len(CASES)), ids=lambda n: f"{CASES[n].fault}-{CASES[n].workers}")
+def test_out_of_the_way(cases: list[Case], n: int) -> None:
+    """No call fails; a provider that fails is soon asked only to see whether it is well again."""
+    case = cases[n]
+    firsts = [call for call in case.hits if sides.side_of(call) == FIRST]
+    others = {sides.side_of(call) for call in case.hits} - {FIRST}
+    back = "-" if case.back_s is None else f"{case.back_s:.1f} s"
+    table.begin(TABLE, *COLUMNS)
+    table.add(TABLE, case.fault, case.workers, ROUNDS, case.statuses.count(200), len(firsts), back)
+    assert case.statuses == [200] * ROUNDS
+    assert others == {SECOND}
+    if case.fault in CLIENTS_OWN:
+        assert len(firsts) == ROUNDS
+    elif case.fault != "refused":
+        # Until it is out of the way, and then, where this took long, whenever it was due for another try.
+        until_out = 1 if case.fault in LASTING else DOWN_AFTER
+        assert 1 <= len(firsts) <= case.workers * (until_out + case.took_s // TRY_AGAIN_SECONDS)
+    if case.fault != "refused":
+        assert case.back_s is not None, f"not asked again within {BACK_SECONDS} s"

@@ -1,0 +1,125 @@
+"""What an answer cost: LiteLLM's own arithmetic on the prices of the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import litellm
+from litellm.types.utils import ModelResponse, Usage
+
+from . import pricing
+from .plan import Candidate
+
+logger = logging.getLogger(__name__)
+
+# Providers that LiteLLM prices by something else than the rates of an entry: the size in a model's name, the time that
+# an answer took, or not at all (litellm/cost_calculator.py, `completion_cost`, `cost_per_token`).
+_PRICED_OTHERWISE = frozenset({"together_ai", "replicate", "huggingface", "lemonade"})
+# Priced by its rates and nothing else.
+_PLAIN = "openai"
+
+
+def cost(candidate: Candidate, usage: Mapping[str, Any], call_type: str, service_tier: str | None) -> Decimal:
+    """What an answer cost, in USD at 1e-12, by LiteLLM's own `completion_cost` on the prices of the plan.
+
+    Parameters
+    ----------
+    candidate
+        The deployment that answered.
+    usage
+        The provider's usage object in any dialect; a cost stated in it is ignored, the tokens count.
+    call_type
+        LiteLLM's name of the kind of call.
+    service_tier
+        The tier the provider served, else the one asked for.
+    """
+    seen = chat_usage(usage)
+    usd = None
+    if candidate.litellm_provider not in _PRICED_OTHERWISE:
+        usd = _providers_cost(candidate, seen, call_type, service_tier)
+    # LiteLLM holds some providers for free whatever the price is.
+    if usd is None or not (usd or pricing.is_free(candidate.prices)):
+        return _plain_cost(candidate, seen, call_type, service_tier)
+    return usd
+
+
+def _providers_cost(candidate: Candidate, usage: Usage, call_type: str, service_tier: str | None) -> Decimal | None:
+    """As LiteLLM prices the provider, None where it cannot."""
+    model, provider = candidate.model, candidate.litellm_provider
+    name = _price_name_now(candidate)
+    custom = candidate.custom_prices or name != candidate.price_name
+    try:
+        return _cost(model, provider, usage, call_type, service_tier, name, custom=custom)
+    except litellm.NotFoundError:
+        # Some names LiteLLM cannot find again by the key they stand under; a copy under a name of ours it can.
+        return _cost(model, provider, usage, call_type, service_tier, _registered(candidate.prices), custom=True)
+    except Exception as error:
+        # LiteLLM's errors for this are of no class of their own in all releases; the rates do without its knowledge.
+        logger.warning("LiteLLM cannot price %s as %s does: %s", model, provider, error)
+        return None
+
+
+def _plain_cost(candidate: Candidate, usage: Usage, call_type: str, service_tier: str | None) -> Decimal:
+    """By the plan's rates alone, without what LiteLLM knows of the provider."""
+    name = _registered({**candidate.prices, "litellm_provider": _PLAIN})
+    return _cost(name, _PLAIN, usage, call_type, service_tier, name, custom=True)
+
+
+def _cost(
+    model: str, provider: str, usage: Usage, call_type: str, service_tier: str | None, name: str, *, custom: bool
+) -> Decimal:
+    value = litellm.completion_cost(
+        completion_response=ModelResponse(model=model, usage=usage),
+        model=model,
+        custom_llm_provider=provider,
+        custom_pricing=custom,
+        base_model=None if custom else name,
+        router_model_id=name if custom else None,
+        call_type=call_type,
+        service_tier=service_tier,
+    )
+    return pricing.usd(value)
+
+
+def chat_usage(usage: Mapping[str, Any]) -> Usage:
+    """A usage object of any dialect in the shape of chat completions (as litellm/cost_calculator.py does)."""
+    plain = {key: value for key, value in usage.items() if key != "cost" and value is not None}
+    if "prompt_tokens" in plain or "completion_tokens" in plain:
+        return Usage(**plain)
+    if "input_tokens_details" in plain or "output_tokens_details" in plain or "total_tokens" in plain:
+        return _responses_usage(plain)
+    return litellm.AnthropicConfig().calculate_usage(usage_object=plain, reasoning_content=None)
+
+
+def _responses_usage(plain: Mapping[str, Any]) -> Usage:
+    read, written = plain.get("input_tokens_details") or {}, plain.get("output_tokens_details") or {}
+    return Usage(
+        prompt_tokens=plain.get("input_tokens") or 0,
+        completion_tokens=plain.get("output_tokens") or 0,
+        total_tokens=plain.get("total_tokens") or 0,
+        prompt_tokens_details={key: value for key, value in dict(read).items() if value is not None},
+        completion_tokens_details={key: value for key, value in dict(written).items() if value is not None},
+    )
+
+
+def _price_name_now(candidate: Candidate) -> str:
+    """The name under which the price map holds the plan's prices: its own, or a copy's if that was edited since."""
+    if litellm.model_cost.get(candidate.price_name) == candidate.prices:
+        return candidate.price_name
+    return _registered(candidate.prices)
+
+
+def _registered(prices: Mapping[str, Any]) -> str:
+    """Put a copy of prices into the price map, under the digest of what they are.
+
+    In decimal: LiteLLM reads a name with 8b in it as a model's size.
+    """
+    written = json.dumps(prices, sort_keys=True, default=str)
+    name = f"uc-frozen-{int(hashlib.sha256(written.encode()).hexdigest()[:16], 16)}"
+    litellm.model_cost.setdefault(name, dict(prices))
+    return name
