@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import httpx
@@ -232,23 +233,27 @@ def split(waited: list[Sent]) -> tuple[list[Sent], list[Sent]]:
     return waited, []
 
 
-def main(rate: float = 20, patience_s: float = 0.5, seed: int = 1) -> None:
-    """Print what clients notice.
-
-    Parameters: `rate` requests per second; `patience_s` the first deployment's time-out, which bounds what a provider
-    that hangs can cost.
-    """
+def main(
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 20,
+    patience_s: Annotated[float, typer.Option(help="The first deployment's time-out: what hanging can cost.")] = 0.5,
+    workers: Annotated[list[int], typer.Option(help="Workers of the proxy; one run for each.")] = [1, 2],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Which requests are streamed.")] = 1,
+) -> None:
+    """Print what clients notice."""
     typer.echo(f"{rate:g} requests per second, half of them streamed, time-out {patience_s:g} s, seed {seed}\n")
-    lines = []
+    for cells in (list(COLUMNS), ["---"] * len(COLUMNS), list(GOALS)):
+        echo(cells)
     with database() as url, ExitStack() as stack:
         bank, providers = Bank(url), Providers()
         stack.callback(providers.close)
-        for workers in (1, 2):
+        for number in workers:
             for variant in VARIANTS:
-                with sides.powered_proxy(url, config(providers, patience_s), workers=workers) as proxy:
-                    lines.append(observe(proxy, bank, providers, variant, rate, seed))
-    for cells in (list(COLUMNS), ["---"] * len(COLUMNS), *lines, list(GOALS)):
-        typer.echo(f"| {' | '.join(cells)} |")
+                with sides.powered_proxy(url, config(providers, patience_s), workers=number) as proxy:
+                    echo(observe(proxy, bank, providers, variant, rate, seed))
+
+
+def echo(cells: list[str]) -> None:
+    typer.echo(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

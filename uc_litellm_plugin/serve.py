@@ -148,7 +148,9 @@ async def _run_proxy(
 
 def _arguments(options: Options, config: Path) -> list[str]:
     where = ["--config", str(config.absolute()), "--host", options.host, "--port", str(options.port)]
-    return [*where, "--num_workers", str(options.workers), *options.extra]
+    # With several, a supervisor asks them how they are; one that imports LiteLLM on a busy machine answers late.
+    patience = ["--timeout_worker_healthcheck", "60"] if options.workers > 1 else []
+    return [*where, "--num_workers", str(options.workers), *patience, *options.extra]
 
 
 def _child_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:

@@ -132,11 +132,14 @@ def is_refused(said: Cell, route: Served, got: Answer) -> bool:
 
 
 def test_every_cell(proxy: Proxy, upstream: Upstream, callers: dict[Role, Caller]) -> None:
-    """Each route answers each role as the table says, and no provider hears of any of it."""
+    """Each route answers each role as the table says, and no provider hears of any of it but by administrators."""
     wrong: list[tuple[Role, str, str, Cell, Answer]] = []
     count: Counter[Cell] = Counter()
     table.begin(CELLS, "cell", "tested", "wrong")
     for role, caller in callers.items():
+        if role == "admin":
+            # Theirs is LiteLLM's own health check, which tries every deployment.
+            assert asked(upstream) == []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for route, got in zip(everything(), pool.map(caller.ask, everything()), strict=True):
                 said = cell(role, route.method, route.concrete, authenticated=route.authenticated)
@@ -148,7 +151,6 @@ def test_every_cell(proxy: Proxy, upstream: Upstream, callers: dict[Role, Caller
     table.add(CELLS, "all", sum(count.values()), len(wrong))
     assert wrong == []
     assert sum(count.values()) == 4 * len(everything()) > 4_000
-    assert asked(upstream) == []
 
 
 def test_an_open_route_gives_a_user_nothing(callers: dict[Role, Caller]) -> None:

@@ -113,16 +113,22 @@ TEXTS = [
     "[]",
     "../..",
 ]
-PARAMETERS = ("limit", "offset", "cursor", "type", "from", "to", "model", "provider", "days", "group_by", "format",
-              "id", "date", "tier", "status", "endpoint")  # fmt: skip
+PARAMETERS = {
+    "/credits/transactions": "limit offset cursor type from to model provider",
+    "/credits/holds": "limit cursor",
+    "/usage": "limit cursor from to model provider",
+    "/analytics/usage": "days group_by format",
+    "/generation": "id",
+    "/activity": "date",
+}
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_strange_parameters(user: Client, admin: Client, text: str) -> None:
     """No text in any parameter or path brings a 500."""
-    for path in ("/credits/transactions", "/credits/holds", "/analytics/usage", "/usage", "/generation", "/activity"):
-        user.ask("GET", path, params=dict.fromkeys(PARAMETERS, text))
-        for name in PARAMETERS:
+    for path, names in PARAMETERS.items():
+        user.ask("GET", path, params=dict.fromkeys(names.split(), text))
+        for name in names.split():
             user.ask("GET", path, params={name: text})
     admin.ask("GET", "/users", params={"cursor": text, "tier": text})
     quoted = str(httpx.QueryParams({"p": text})).removeprefix("p=").replace("+", "%20")
