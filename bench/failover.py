@@ -235,7 +235,7 @@ def split(waited: list[Sent]) -> tuple[list[Sent], list[Sent]]:
 
 def main(
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 20,
-    patience_s: Annotated[float, typer.Option(help="The first deployment's time-out: what hanging can cost.")] = 0.5,
+    patience_s: Annotated[float, typer.Option(help="The first deployment's time-out: what hanging can cost.")] = 0.4,
     workers: Annotated[list[int], typer.Option(help="Workers of the proxy; one run for each.")] = [1, 2],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Which requests are streamed.")] = 1,
 ) -> None:

@@ -27,6 +27,7 @@ class Reopened:
         self._reopen = reopen
         self._chunks: AsyncIterator[Any] | None = None
         self._has_begun = False
+        self._first_fault: Exception | None = None
 
     def __aiter__(self) -> Reopened:
         return self
@@ -38,12 +39,20 @@ class Reopened:
             except StopAsyncIteration:
                 raise
             except Exception as error:
-                # Whatever the provider's fault is, the next one may not have it; the last fault is raised.
-                self.completion_stream, self._chunks = await self._reopen(error), None
+                # Whatever the provider's fault is, the next one may not have it.
+                self.completion_stream, self._chunks = await self._opened_after(error), None
             else:
                 self._has_begun = True
                 return first
         return await self._source().__anext__()
+
+    async def _opened_after(self, error: Exception) -> Any:
+        self._first_fault = self._first_fault or error
+        try:
+            return await self._reopen(error)
+        except Exception:
+            # Nobody is left. The client is told what the first one's fault was, as it is on LiteLLM's own way.
+            raise self._first_fault from None
 
     def _source(self) -> AsyncIterator[Any]:
         if self._chunks is None:

@@ -118,15 +118,9 @@ def test_names(asker: Asker, own_bank: Bank, what: str) -> None:
     assert (rows[-1]["model_group"], rows[-1]["cost_credits"]) == (group, sides.charge(call, level))
 
 
-@pytest.mark.parametrize("level", ORDERS)
-def test_a_deployments_id(asker: Asker, level: str) -> None:
-    """A call that names a deployment by its id goes there and nowhere else, at any level."""
-    assert asker.order(level=level, model="dep-spread-east") == ("east",)
-
-
-@pytest.mark.parametrize("model", ["spread:turbo", "nobody", "nobody:eco", ":eco", "spread:"])
+@pytest.mark.parametrize("model", ["spread:turbo", "nobody", "nobody:eco", ":eco", "spread:", "dep-spread-east"])
 def test_no_such_model(asker: Asker, model: str) -> None:
-    """A suffix that is no level is part of a name, and a name that nobody serves is a 400."""
+    """A suffix that is no level is part of a name; a name that nobody serves is a 400, a deployment's id as well."""
     answer = asker.ask(model=model)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
     assert asked(asker.upstream) == []
@@ -198,7 +192,6 @@ def test_nobody_else(asker: Asker) -> None:
 TIERS: list[tuple[str, str, Json, str, str]] = [
     ("free", "balanced", {}, "power_level_not_in_tier", "eco"),
     ("enterprise", "eco", {"model": "other"}, "model_not_in_tier", "spread*, auto"),
-    ("professional", "eco", {"model": "dep-spread-north"}, "provider_not_in_tier", "openrouter"),
 ]
 
 
