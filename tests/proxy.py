@@ -23,6 +23,7 @@ START_SECONDS = 180.0
 STARTED = "Application startup complete"
 FOREIGN = ("LITELLM_", "UC_", "DATABASE_URL", "DIRECT_URL", "REDIS_", "CONFIG_FILE_PATH", "WORKER_CONFIG")
 LOG_TAIL = 60
+PORTS = range(10_000, 30_000)
 
 # Cached tokens are priced too: LiteLLM would take a price that is missing here from its map of the same model.
 GPT_MINI_PRICES = {
@@ -121,8 +122,11 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    """A port that nobody listens on, below those that the system gives to clients and to who asks for any."""
+    while True:
+        port = secrets.choice(PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Proxy:

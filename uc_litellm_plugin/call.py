@@ -19,7 +19,6 @@ from .ranking import LeftOut, Option
 from .requests import Inbound
 from .routes import Endpoint
 from .tokens import Tokenizer, input_estimate
-from .vault import Secret
 from .wish import Wish
 
 
@@ -142,7 +141,6 @@ class Call:
     listening: bool = False
     cached: bool = False
     tried: set[str] = field(default_factory=set)
-    secrets: list[Secret] = field(default_factory=list)
     failure: Exception | None = None
 
     @property

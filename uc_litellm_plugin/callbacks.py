@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
-import litellm
 from fastapi import HTTPException, Request
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
@@ -44,7 +43,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         super().__init__()
         self.worker = Worker(settings.load())
         self.worker.prepare()
-        _keep_own_keys_out()
+        redaction.install()
         self.reception = Reception(self.worker, lambda: proxy_server.llm_router)
         self._attempts = self.reception.attempts
         self._settlement = self.reception.settlement
@@ -255,18 +254,6 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             usage = answers.estimated(call.endpoint.dialect, call.estimated_input(self._tokenizer), wrote)
             return await self._settlement.charge(call, Answer(usage, "estimate", service_tier=tier))
         return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
-
-
-def _keep_own_keys_out() -> None:
-    """Out of the logs, and out of LiteLLM's cache of clients."""
-    redaction.install()
-    cache = litellm.in_memory_llm_clients_cache
-    cache.set_cache = injection.uncached(cache.set_cache, _pays_with_own_key)
-
-
-def _pays_with_own_key() -> bool:
-    call = CURRENT.get()
-    return call is not None and call.answering is not None and call.answering.own_key is not None
 
 
 def _forget_the_last() -> None:

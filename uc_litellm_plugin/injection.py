@@ -127,17 +127,6 @@ def _close_unread(call: Call) -> None:
         task.add_done_callback(_CLOSING.discard)
 
 
-def uncached(set_cache: Callable[..., Any], is_own: Callable[[], bool]) -> Callable[..., Any]:
-    """LiteLLM's `set_cache` of provider clients, which keeps none that goes to an endpoint of a user's own."""
-
-    def set_unless_own(key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if hasattr(value, "api_key") and is_own():
-            return None
-        return set_cache(key, value, *args, **kwargs)
-
-    return set_unless_own
-
-
 def _let_out(key_of: Callable[[str, httpx.AsyncClient], Open | None]) -> None:
     """Put keys into requests as `httpx.AsyncClient.send` sends them; a second time, by another rule."""
     stock: Send = getattr(httpx.AsyncClient.send, "stock", httpx.AsyncClient.send)

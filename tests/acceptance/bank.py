@@ -13,11 +13,14 @@ import asyncpg
 
 from tests.proxy import Json
 from uc_litellm_plugin import api_keys
+from uc_litellm_plugin.vault import new_sealing_key
 
 T = TypeVar("T")
 
 WAIT_SECONDS = 20.0
 NOTHING = Decimal(0)
+# Modules share a database: where one stores provider keys, the proxies of the others must know their sealing key, too.
+SEALING = {"UC_SEALING_KEYS": new_sealing_key()}
 
 # The tests' own databases tell when a call has ended, so that no test has to ask again and again.
 _TELL = """

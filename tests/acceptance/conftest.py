@@ -16,11 +16,10 @@ from anthropic import Anthropic
 from openai import OpenAI
 
 from tests.acceptance import table
-from tests.acceptance.bank import Account, Bank
+from tests.acceptance.bank import SEALING, Account, Bank
 from tests.conftest import database_at
 from tests.proxy import GPT_MINI_PRICES, Json, Proxy, deployment, litellm_config
 from tests.upstream import Upstream
-from uc_litellm_plugin.vault import new_sealing_key
 
 DEAR_PRICES = {name: price * 10 for name, price in GPT_MINI_PRICES.items()}
 # How long a stream that may reason unseen is read on when its client has left.
@@ -28,8 +27,7 @@ FREE_PER_MINUTE = 60
 DRAIN_SECONDS = 2
 NEVER = 1000
 # As `uc-litellm serve` sets it: the OpenAI client's own retries would be attempts that nobody sees.
-# Modules share a database: where one stores provider keys, the proxies of the others must know a sealing key, too.
-ENVIRONMENT = {"DEFAULT_MAX_RETRIES": "0", "UC_SEALING_KEYS": new_sealing_key()}
+ENVIRONMENT = {"DEFAULT_MAX_RETRIES": "0", **SEALING}
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from tests.acceptance.bank import SEALING
 from tests.acceptance.prices import Price, credits
 from tests.proxy import Json, Proxy, deployment, litellm_config, upstream_key
 
@@ -131,6 +132,7 @@ def powered_proxy(
     with tempfile.TemporaryDirectory(prefix="uc-state-") as state:
         file = file or Path(state, "uc.yaml")
         file.write_text(yaml.safe_dump(settings or {}))
-        environment = {"UC_STATE_DIR": state, "UC_DATABASE_URL": database_url, "UC_CONFIG": str(file)}
+        ours = {"UC_STATE_DIR": state, "UC_DATABASE_URL": database_url, "UC_CONFIG": str(file)}
+        environment = {**SEALING, **ours}
         with Proxy(config, environment, workers=workers, cwd=Path(state)) as proxy:
             yield proxy

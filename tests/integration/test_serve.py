@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.proxy import free_port
 from uc_litellm_plugin import env_file
 from uc_litellm_plugin.settings import Settings
 
@@ -89,11 +90,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, own_server: Settings) -> Place:
     return Place(tmp_path, own_server)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 async def test_twice_from_nothing(place: Place) -> None:

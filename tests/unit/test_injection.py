@@ -235,7 +235,7 @@ def test_a_damaged_key(pinned: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatc
 
 def test_not_in_logs(door: Injection, caplog: pytest.LogCaptureFixture) -> None:
     """httpx's own line about a request with a key in its URL has none."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")
     before = logging.getLogRecordFactory()
     redaction.install()
     call = begun(key := own_key("google"))
