@@ -2,7 +2,8 @@
 
 Down is a circuit breaker: it opens after some faults in a row, at once for a fault that will not heal by itself, or
 when another worker says so. After a pause one live call may try the deployment (half-open). A success closes it and
-clears the window; when the try fails, the next pause is twice as long.
+clears the window; when the try fails, the next pause is twice as long. A degraded one is tried in the same way, since
+nobody may ask it otherwise; it takes as many successes in a row as make a verdict to clear its window.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal
 
 from .faults import Fault
 from .settings import HealthSettings
-from .window import Window
+from .window import FEWEST_ENDS, Window
 
 Status = Literal["healthy", "degraded", "down"]
 
@@ -49,7 +50,7 @@ class Standing:
     rate_limit_remaining
         What the provider last said was left, None when it has said nothing within the window.
     probe
-        It is down, and the next call may try it as if it were not.
+        It is down or degraded, and the next call may try it as if it were not.
     tokens_per_second
         Output of the latest answers, a running mean; None where nothing was counted.
     """
@@ -89,6 +90,7 @@ class Breaker:
         self._pause_s = settings.probe_after_s
         self._probe_at = math.inf
         self._probing_since: float | None = None
+        self._passed = 0
         self._rests_until = _NEVER
         self._remaining: int | None = None
         self._remaining_until = _NEVER
@@ -104,7 +106,7 @@ class Breaker:
         self.window.add_beginning(now)
 
     def succeeded(self, now: float, first_token_ms: float, rate_limit_remaining: int | None = None) -> None:
-        """The first output of an attempt is here, which closes an open circuit.
+        """The first output of an attempt is here, which closes an open circuit and counts for a degraded one.
 
         Parameters
         ----------
@@ -121,6 +123,10 @@ class Breaker:
         if rate_limit_remaining is not None:
             self._remaining = rate_limit_remaining
             self._remaining_until = now + self._settings.window_s
+        if rate_limit_remaining == 0:
+            self._put_off(now, self._settings.probe_after_s)
+        elif self._probing_since is not None:
+            self._note_passed(now)
 
     def measured(self, tokens_per_second: float) -> None:
         """An answer was written at this speed; the newest ones weigh most."""
@@ -145,16 +151,20 @@ class Breaker:
         if not fault.counts or (began is not None and began < self._healed_at):
             return
         self._streak += 1
+        self._passed = 0
         self.window.add_failure(now)
         rest_s = math.inf
         if fault is Fault.RATE_LIMITED and retry_after_s is not None:
             rest_s = min(retry_after_s, REST_MOST_S)
             self._rests_until = max(self._rests_until, now + rest_s)
-        if self.is_down:
-            self._note_fault_while_down(now, fault, rest_s, began)
-        elif fault.is_lasting or self._streak >= self._settings.down_after:
+        if not self.is_down and (fault.is_lasting or self._streak >= self._settings.down_after):
             self._open(now, min(self._settings.probe_after_s, rest_s))
-            self._is_own_finding = True
+        elif self._is_probes(began):
+            self._note_probe_failed(now, fault, rest_s)
+        elif not self.is_down and not now < self._probe_at < math.inf:
+            self._pause_s = self._settings.probe_after_s
+            self._probe_at = now + self._pause_s
+        self._is_own_finding = self.is_down
 
     def abandoned(self, now: float) -> None:
         """An attempt ended without a verdict: the client left, or we refused. A probe is out until its lease ends."""
@@ -166,7 +176,7 @@ class Breaker:
 
     def claim_probe(self, now: float) -> bool:
         """Take the one probe of this half-open period; True once per period."""
-        if not self.is_down or now < self._probe_at:
+        if not self.standing(now).probe:
             return False
         self._holds_until = _NEVER
         self._probing_since = now
@@ -194,8 +204,7 @@ class Breaker:
         self._holds_until = _NEVER
         self.is_down = True
         self._pause_s = self._settings.probe_after_s
-        self._probe_at = now + pause_s
-        self._probing_since = None
+        self._put_off(now, pause_s)
 
     def _close(self, now: float) -> None:
         self._holds_until = _NEVER
@@ -203,16 +212,30 @@ class Breaker:
         self._healed_at = now
         self._streak = 0
         self._rests_until = self._remaining_until = _NEVER
+        self._put_off(now, math.inf)
         self.window.clear()
 
-    def _note_fault_while_down(self, now: float, fault: Fault, rest_s: float, began: float | None) -> None:
-        self._is_own_finding = True
-        if self._probing_since is None or (began is not None and began < self._probing_since):
-            return
+    def _put_off(self, now: float, pause_s: float) -> None:
+        self._passed = 0
         self._probing_since = None
+        self._probe_at = now + pause_s
+
+    def _is_probes(self, began: float | None) -> bool:
+        """Whether an attempt that began then is the one that probes."""
+        return self._probing_since is not None and (began is None or began >= self._probing_since)
+
+    def _note_probe_failed(self, now: float, fault: Fault, rest_s: float) -> None:
         most_s = PAUSE_MOST_SUDDEN_S if fault.is_sudden else PAUSE_MOST_S
         self._pause_s = max(self._settings.probe_after_s, min(2 * self._pause_s, most_s))
-        self._probe_at = now + min(self._pause_s, rest_s)
+        self._put_off(now, min(self._pause_s, rest_s))
+
+    def _note_passed(self, now: float) -> None:
+        """A degraded one was probed well: the next call may try it, too, until it has done so often enough."""
+        self._passed += 1
+        self._probing_since = None
+        self._probe_at = now
+        if self._passed >= FEWEST_ENDS:
+            self._close(now)
 
     def _end_one(self) -> None:
         self._holds_until = _NEVER
@@ -227,13 +250,18 @@ class Breaker:
             success_rate=self.window.success_rate,
             load=self._in_flight + self.window.begun,
             rate_limit_remaining=remaining,
-            probe=self.is_down and now >= self._probe_at,
+            probe=self._offers_probe(now, remaining),
             tokens_per_second=self._tokens_per_second,
         )
-        moments = (self._rests_until, self._remaining_until, self._probe_at if self.is_down else _NEVER)
+        moments = (self._rests_until, self._remaining_until, self._probe_at)
         self._holds_until = min((each for each in moments if each > now), default=math.inf)
         self._holds_until = min(self._holds_until, self.window.changes_at)
         return self._standing
+
+    def _offers_probe(self, now: float, remaining: int | None) -> bool:
+        if now < self._probe_at or self._status(now, remaining) == "healthy":
+            return False
+        return self.is_down or now >= self._rests_until
 
     def _status(self, now: float, remaining: int | None) -> Status:
         if self.is_down:

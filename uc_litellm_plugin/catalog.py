@@ -15,6 +15,7 @@ from litellm.types.router import CustomPricingLiteLLMParams
 from . import pricing
 from .errors import BadRequest
 from .plan import Candidate
+from .pricing import PriceEntry
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Catalog:
         self._router = router
         self._provider_name = provider_name
         self._announced_free: set[str] = set()
-        self._snapshots: dict[str, dict[str, Any]] = {}
+        self._snapshots: dict[str, PriceEntry] = {}
 
     def candidates(self, model: str) -> list[Candidate]:
         """The priced deployments of a model group and of all groups it can fall back to.
@@ -117,12 +118,12 @@ class Catalog:
             by_pattern=not _is_named(router, group),
         )
 
-    def _snapshot(self, name: str | None) -> Mapping[str, Any] | None:
+    def _snapshot(self, name: str | None) -> PriceEntry | None:
         """A copy of a price entry that no later edit of the price map reaches; the same one until it is edited."""
         if name is None or (entry := litellm.model_cost.get(name)) is None:
             return None
         if self._snapshots.get(name) != entry:
-            self._snapshots[name] = copy.deepcopy(dict(entry))
+            self._snapshots[name] = PriceEntry(copy.deepcopy(dict(entry)))
         return self._snapshots[name]
 
     def _announce_free(self, group: str, deployment: str, entry: Mapping[str, Any]) -> None:

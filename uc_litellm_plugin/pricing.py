@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import cached_property
 from typing import Any
 
 CREDIT = Decimal("0.000001")
@@ -27,7 +28,7 @@ _UNITS = frozenset(
     | {"cache_creation_input_audio_token_cost", "input_cost_per_audio_per_token", "cache_read_input_audio_token_cost"}
 )
 # Tiers at the base rates or below; any other one, `auto` too, may be served at any tier's rates.
-_PLAIN_TIERS = (None, "", "default", "standard", "standard_only", "flex", "batch")
+_PLAIN_TIERS = ("", "default", "standard", "standard_only", "flex", "batch")
 # Rates by time or by other units have no bound in tokens: such a deployment has no price for us.
 _UNBOUNDED = ("input_cost_per_second", "output_cost_per_second")
 
@@ -74,6 +75,11 @@ class Trigger:
     speech: bool = False
     tier: str | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is served at the base rates or below."""
+        return self.tier is None or self.tier.lower() in _PLAIN_TIERS
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -88,17 +94,63 @@ class Rates:
         return self if share == 1 else Rates(self.input * share, self.output * share, self.fee * share)
 
 
+@dataclass(frozen=True)
+class _Rate:
+    """One rate of a price entry, and what a request must do to set it off."""
+
+    usd: Decimal
+    is_input: bool
+    is_output: bool
+    above: int = 0
+    of_tier: bool = False
+    of_cache_write: bool = False
+    of_speech: bool = False
+    of_image: bool = False
+
+    @classmethod
+    def read(cls, key: str, usd: Decimal) -> _Rate:
+        is_output = _is_output(key)
+        return cls(
+            usd=usd,
+            is_input=_is_input(key),
+            is_output=is_output,
+            above=_threshold(key),
+            of_tier=_ABOVE.sub("", key) not in _UNITS,
+            of_cache_write=key.startswith("cache_creation"),
+            of_speech="_audio" in key,
+            # A model with a price for drawing may draw unasked.
+            of_image="_image" in key and not is_output,
+        )
+
+    def can_happen(self, trigger: Trigger) -> bool:
+        return not (
+            trigger.input_tokens < self.above
+            or (self.of_tier and trigger.is_plain)
+            or (self.of_cache_write and not trigger.caches)
+            or (self.of_speech and not trigger.speech)
+            or (self.of_image and not trigger.images)
+        )
+
+
+class PriceEntry(dict[str, Any]):
+    """A price entry that is edited no more, so that its rates are read once."""
+
+    @cached_property
+    def rates(self) -> tuple[_Rate, ...]:
+        """What it charges per unit."""
+        return tuple(_rates(self))
+
+
 def dearest(entry: Mapping[str, Any], trigger: Trigger) -> Rates:
     """The worst rates of a price entry for one request.
 
     Every rate whose condition the request can meet counts, the dearest wins: base rates, long-context rates where the
     input can reach the threshold, cache writes, audio, images, reasoning, and service tiers that were asked for.
     """
-    reads = [rate for key, rate in _rates(entry) if _is_input(key) and _can_happen(key, trigger)]
-    writes = [rate for key, rate in _rates(entry) if _is_output(key) and _can_happen(key, trigger)]
-    for tier in entry.get("tiered_pricing") or []:
-        reads += [rate for key, rate in _rates(tier) if _is_input(key)]
-        writes += [rate for key, rate in _rates(tier) if _is_output(key)]
+    known = entry.rates if isinstance(entry, PriceEntry) else _rates(entry)
+    can_happen = [rate for rate in known if rate.can_happen(trigger)]
+    reads = [rate.usd for rate in can_happen if rate.is_input]
+    writes = [rate.usd for rate in can_happen if rate.is_output]
     per_request = entry.get("input_cost_per_request") or entry.get("input_cost_per_query") or 0
     return Rates(max(reads, default=ZERO), max(writes, default=ZERO), exact(per_request))
 
@@ -117,7 +169,8 @@ def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> 
 
 def is_free(entry: Mapping[str, Any]) -> bool:
     """Whether nothing in the entry costs anything."""
-    return not any(rate for _, rate in _rates(entry)) and not entry.get("tiered_pricing")
+    known = entry.rates if isinstance(entry, PriceEntry) else _rates(entry)
+    return not any(rate.usd for rate in known) and not entry.get("tiered_pricing")
 
 
 def credits(usd: Decimal, terms: Terms) -> Decimal:
@@ -174,7 +227,16 @@ def exact(value: Any) -> Decimal:
     return value if isinstance(value, Decimal) else Decimal(repr(value) if isinstance(value, float) else str(value))
 
 
-def _rates(entry: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
+def _rates(entry: Mapping[str, Any]) -> Iterator[_Rate]:
+    for key, usd in _numbers(entry):
+        yield _Rate.read(key, usd)
+    for step in entry.get("tiered_pricing") or ():
+        for key, usd in _numbers(step):
+            # Which step applies is not ours to say: each one counts.
+            yield _Rate(usd, _is_input(key), _is_output(key))
+
+
+def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
     for key, value in entry.items():
         if "_cost" in key and isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
@@ -191,19 +253,6 @@ def _is_output(key: str) -> bool:
     return "token" in key and key.startswith("output_cost_per")
 
 
-def _can_happen(key: str, trigger: Trigger) -> bool:
+def _threshold(key: str) -> int:
     above = _ABOVE.search(key)
-    if above and above[1] and trigger.input_tokens < int(above[1]) * (1000 if above[2] else 1):
-        return False
-    if _ABOVE.sub("", key) not in _UNITS and _tier(trigger) in _PLAIN_TIERS:
-        return False
-    if key.startswith("cache_creation") and not trigger.caches:
-        return False
-    if "_audio" in key and not trigger.speech:
-        return False
-    # A model with a price for drawing may draw unasked.
-    return "_image" not in key or trigger.images or _is_output(key)
-
-
-def _tier(trigger: Trigger) -> str | None:
-    return trigger.tier.lower() if trigger.tier else None
+    return int(above[1]) * (1000 if above[2] else 1) if above and above[1] else 0

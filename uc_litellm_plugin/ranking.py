@@ -125,8 +125,8 @@ def reasons(option: Option, best: Option, level: PowerLevel, wish: Wish) -> list
 
 def _reasons(option: Option, best: Option, level: PowerLevel, wish: Wish) -> Iterator[Reason]:
     candidate, standing = option.candidate, option.standing
+    probe = "; the next call may try it" if standing.probe else ""
     if standing.status == "down":
-        probe = "; the next call may try it" if standing.probe else ""
         yield Reason("down", f"{candidate.provider} has failed repeatedly{probe}")
     if candidate.group != best.candidate.group:
         yield Reason("fallback_group", f"{candidate.group} stands in for {best.candidate.group}")
@@ -134,7 +134,7 @@ def _reasons(option: Option, best: Option, level: PowerLevel, wish: Wish) -> Ite
         yield Reason("no_own_key", "the caller has a key of their own elsewhere")
     if standing.status == "degraded":
         rate = "" if standing.success_rate is None else f" (success rate {standing.success_rate:.0f} %)"
-        yield Reason("degraded", f"{candidate.provider} is degraded{rate}")
+        yield Reason("degraded", f"{candidate.provider} is degraded{rate}{probe}")
     yield from _missed(option, level)
     places = _places(level, wish)
     if places and candidate.provider not in places:

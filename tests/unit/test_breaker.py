@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from uc_litellm_plugin.breaker import PAUSE_MOST_S, PAUSE_MOST_SUDDEN_S, PROBE_LEASE_S, Breaker, Standing
 from uc_litellm_plugin.faults import Fault
 from uc_litellm_plugin.settings import HealthSettings
-from uc_litellm_plugin.window import BUCKETS, FEWEST_SAMPLES, SAMPLES, Window
+from uc_litellm_plugin.window import BUCKETS, FEWEST_ENDS, FEWEST_SAMPLES, SAMPLES, Window
 
 SETTINGS = HealthSettings(window_s=60, down_after=3, degraded_below=90, probe_after_s=3)
 OK, SERVER, SLOW, LIMITED = "ok", Fault.SERVER_ERROR, Fault.TIMEOUT, Fault.RATE_LIMITED
@@ -202,6 +202,52 @@ def test_other_failures_do_not_put_the_probe_off() -> None:
     assert breaker.standing(START + 20).status == "healthy"
 
 
+DEGRADED: Sequence[Fault | str] = (*[OK] * 4, SERVER)
+
+
+def test_a_degraded_one_is_tried_again() -> None:
+    """What fails now and then is asked again after a pause, one call at a time, until it did well often enough."""
+    breaker = after(*DEGRADED)
+    assert not breaker.claim_probe(START + 2.9)
+    for trial in range(FEWEST_ENDS):
+        now = START + 3 + trial / 10
+        assert breaker.standing(now).status == "degraded"
+        assert [breaker.claim_probe(now), breaker.claim_probe(now)] == [True, False]
+        attempt(breaker, now, OK)
+    assert breaker.standing(START + 4) == Standing(load=0)
+
+
+def test_a_degraded_one_that_fails_again_waits_longer() -> None:
+    """A trial that fails begins anew, after twice the pause."""
+    breaker = after(*DEGRADED)
+    for trial in range(FEWEST_ENDS - 1):
+        assert breaker.claim_probe(START + 3)
+        attempt(breaker, START + 3, OK)
+        assert breaker.standing(START + 3).probe, trial
+    assert breaker.claim_probe(START + 3)
+    attempt(breaker, START + 3, SERVER)
+    assert not breaker.claim_probe(START + 8.9)
+    assert breaker.claim_probe(START + 9)
+    attempt(breaker, START + 9, OK)
+    assert breaker.standing(START + 9).status == "degraded"
+
+
+def test_a_rest_is_not_disturbed() -> None:
+    """A deployment that asked for a rest is not tried before it is over; its rate limit is looked at again soon."""
+    breaker = after(*[OK] * 4)
+    breaker.failed(START, LIMITED, retry_after_s=20)
+    assert not breaker.standing(START + 19.9).probe
+    assert breaker.standing(START + 20).probe
+    limited = Breaker(SETTINGS)
+    limited.succeeded(START, 100, rate_limit_remaining=0)
+    assert limited.claim_probe(START + 3)
+    limited.succeeded(START + 3, 100, rate_limit_remaining=0)
+    assert not limited.claim_probe(START + 5.9)
+    assert limited.claim_probe(START + 6)
+    limited.succeeded(START + 6, 100, rate_limit_remaining=9)
+    assert limited.standing(START + 6).status == "healthy"
+
+
 def test_hearsay() -> None:
     """What another worker found down is down here, is probed after it, and heals with it."""
     breaker = after(OK)
@@ -277,17 +323,17 @@ def test_invariants(steps: list[Step]) -> None:
     breaker, now, claimed_at = Breaker(SETTINGS), START, -math.inf
     for step in steps:
         now += step.pause
-        offered = breaker.standing(now).probe
+        offered, was_down = breaker.standing(now).probe, breaker.is_down
         if take(breaker, now, step):
             assert offered
             assert now - claimed_at >= PROBE_LEASE_S
             claimed_at = now
-        elif is_verdict(step, now, claimed_at):
+        elif is_verdict(step, now, claimed_at) or breaker.is_down > was_down:
             claimed_at = -math.inf
         standing = breaker.standing(now)
         assert standing.load >= 0
         assert standing.success_rate is None or 0 <= standing.success_rate <= 100
-        assert not standing.probe or standing.status == "down"
+        assert not standing.probe or standing.status != "healthy"
         assert step.event != "succeeded" or standing.status != "down"
 
 
@@ -311,8 +357,8 @@ def test_it_comes_back(steps: list[Step]) -> None:
     for step in steps:
         now += step.pause
         take(breaker, now, step)
-    standing = breaker.standing(now + max(PAUSE_MOST_S, PAUSE_MOST_SUDDEN_S))
-    assert standing.status != "down" or standing.probe
+    standing = breaker.standing(now + max(PAUSE_MOST_S, PAUSE_MOST_SUDDEN_S, 100))
+    assert standing.status == "healthy" or standing.probe
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1e6)), min_size=1, max_size=300))
