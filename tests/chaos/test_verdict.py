@@ -12,6 +12,7 @@ from tests.acceptance import prices
 from tests.acceptance.bank import Account
 from tests.chaos.driver import Call
 from tests.chaos.fleet import Proxy
+from tests.chaos.trial import inspect
 from tests.chaos.verdict import Verdict, judge_call
 from tests.proxy import Json, upstream_key
 
@@ -94,3 +95,35 @@ def test_unfinished_plain_answer_is_none() -> None:
     verdict = judged(a_call(killed=True, status=None, **CUT), [begun], [])
     assert (verdict.violations, verdict.counts["killed before the provider answered"]) == ([], 1)
     assert Decimal(verdict.counts["killed before settlement"]) == 0
+
+
+CRASH = """INFO: started
+Fatal Python error: Segmentation fault
+
+Current thread 0x00007f (most recent call first):
+  File "/site-packages/{where}.py", line 56 in post_response_phase
+  File "/lib/python3.11/threading.py", line 982 in run
+
+Thread 0x00007e (most recent call first):
+  File "/site-packages/uc_litellm_plugin/ledger.py", line 3 in settle
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "violations"),
+    [
+        pytest.param(CRASH.format(where="litellm/_internal_context"), 0, id="crash in code of others"),
+        pytest.param(CRASH.format(where="uc_litellm_plugin/ledger"), 1, id="crash in ours"),
+        pytest.param("Traceback: oh no", 1, id="no crash"),
+    ],
+)
+def test_falls(tmp_path: Path, said: str, violations: int) -> None:
+    """A proxy that ends unasked is a violation, unless CPython crashed in code that is not the plugin's."""
+    log = tmp_path / "log"
+    log.write_text(said)
+    proxy = Proxy("proxy-1", "http://127.0.0.1:1", 1, log, exit_code=-11)
+    proxy.gone.set()
+    verdict = Verdict()
+    inspect(verdict, [proxy])
+    assert len(verdict.violations) == violations
+    assert verdict.counts["proxies that fell by themselves"] == 1

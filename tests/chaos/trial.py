@@ -215,8 +215,22 @@ def inspect(verdict: Verdict, proxies: Sequence[Proxy]) -> None:
     """A proxy that ends without having been asked to is wrong, and so is whatever it says that must never happen."""
     for proxy in proxies:
         said = proxy.log.read_text(errors="replace")
-        if proxy.fell:
+        if proxy.fell and fell_elsewhere(said):
+            verdict.counts["fell by a fault of the interpreter"] += 1
+            verdict.unsettled.append(f"{proxy.name} ended with {proxy.exit_code}:\n{faulting(said)}")
+        elif proxy.fell:
             verdict.violations.append(f"{proxy.name} ended by itself with {proxy.exit_code}:\n{said[-6000:]}")
         verdict.violations += [f"{proxy.name} says: {found[0]}" for found in UNHEARD_OF.finditer(said)]
     verdict.counts["proxies"] = len(proxies)
     verdict.counts["proxies that fell by themselves"] = sum(proxy.fell for proxy in proxies)
+
+
+def faulting(said: str) -> str:
+    """What CPython's faulthandler wrote of the thread in which the interpreter itself crashed; empty if it did not."""
+    found = re.search(r"^Fatal Python error: .*\n\nCurrent thread .*\n(?:  .+\n)+", said, re.MULTILINE)
+    return found[0] if found else ""
+
+
+def fell_elsewhere(said: str) -> bool:
+    """Whether the interpreter crashed in code that is not ours: to the ledger that is a kill like any other."""
+    return bool(stack := faulting(said)) and "uc_litellm_plugin" not in stack

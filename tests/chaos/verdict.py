@@ -179,7 +179,7 @@ _ORDER = (
     *("cut_hold_mute", "cut_settle_before", "cut_settle_after", "cut_settle_mute", "break_outbox", "freeze", "stall"),
     *("hooks that came twice", "hooks that came never", "deliver_again", "top_up", "missed"),
     *("doubles", "negative rows", "holds left", "audit rows", "quarantined"),
-    *("proxies", "proxies that fell by themselves", "seconds"),
+    *("proxies", "proxies that fell by themselves", "fell by a fault of the interpreter", "seconds"),
 )
 
 
