@@ -23,5 +23,7 @@ __all__ = ["proxy_handler_instance", "user_api_key_auth"]
 def __getattr__(name: str) -> Any:
     # Looked up late, so that commands and tests import this package without LiteLLM, which takes seconds.
     if name in __all__:
+        # First of all, so that what has moved in LiteLLM is told with its name and the way out.
+        importlib.import_module(".contract", __name__).check()
         return getattr(importlib.import_module(".plugin", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -204,7 +204,7 @@ class Accounts:
         # A change heard while we read may have been of this very row.
         if found is not None and self._listening and changes == self._changes:
             if len(rows) >= _MOST_ROWS:
-                rows.clear()
+                del rows[next(iter(rows))]
             rows[key] = found
         return found
 

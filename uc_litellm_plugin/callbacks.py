@@ -20,11 +20,13 @@ from . import (
     redaction,
     routes,
     settings,
+    stored_responses,
     streams,
 )  # fmt: skip
 from .call import CURRENT, Answer, Call, Caller
 from .errors import BadRequest, DatabaseError, NotFound, Refusal, Unexpected, kind_of, status_of
 from .failover import Reopened
+from .plan import Candidate
 from .reception import Reception
 from .refusals import Refused, unreachable
 from .tokens import count
@@ -97,10 +99,12 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         """Note the attempt, refuse one that the hold does not cover, and cap its output."""
         call = CURRENT.get()
         if call is None:
-            return kwargs if _FETCHING.get() is not None or inbound.is_health_check(kwargs) else _refuse_unheld()
+            return self._unheld(kwargs)
         candidate = call.plan.candidate(_deployment_id(kwargs))
         if candidate is None:
             raise HTTPException(402, "This deployment is outside of what was held for the call.")
+        if kwargs.get("previous_response_id"):
+            await self._check_earlier(call, candidate, kwargs["previous_response_id"])
         self._attempts.begin(call, candidate)
         attempt = inbound.capped(call, candidate, kwargs)
         if candidate.own_key is None:
@@ -156,6 +160,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             self._attempts.ended(call)
             # Closed here, since a generator that is merely dropped would settle whenever it is collected.
             await stream.aclose()  # type: ignore[attr-defined]
+            injection.close_unread(call)
 
     async def async_post_call_failure_hook(
         self,
@@ -228,6 +233,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if data.get("stream"):
             raise BadRequest("Stored responses are fetched whole: leave out stream.", param="stream")
         _, caller = await identity.identify(auth, data, self.worker.accounts)
+        await self.reception.look_around()
         _FETCHING.set(caller)
         return data
 
@@ -236,6 +242,23 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         response_id = answers.stored_id(response)
         if response_id is None or not await self.worker.accounts.made_response(fetching.user_id, response_id):
             raise Refused(NotFound("No such response of yours.", code="response_not_found", param="response_id"))
+
+    async def _check_earlier(self, call: Call, candidate: Candidate, response_id: str) -> None:
+        """A call goes on from a stored answer of its own caller only, and only with the key that made it."""
+        if (own := stored_responses.is_own(response_id)) not in (None, candidate.own_key is not None):
+            raise Refused(stored_responses.not_continued(own=bool(own)))
+        inner = answers.stored_id({"id": response_id})
+        if inner is None or not await self.worker.accounts.made_response(call.caller.user_id, inner):
+            raise Refused(NotFound("No such response of yours.", code="response_not_found",
+                                   param="previous_response_id"))  # fmt: skip
+
+    def _unheld(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What may go to a provider without a hold: the fetching of a stored answer, and LiteLLM's health checks."""
+        if _FETCHING.get() is None and not inbound.is_health_check(kwargs):
+            _refuse_unheld()
+        if stored_responses.is_own(kwargs.get("response_id")):
+            raise Refused(stored_responses.not_fetched())
+        return kwargs
 
     async def _end_earlier(self) -> None:
         """LiteLLM may run this hook again for a fallback model: the first hold must not stay behind."""

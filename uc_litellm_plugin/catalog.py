@@ -16,6 +16,7 @@ from . import pricing
 from .errors import BadRequest
 from .plan import Candidate
 from .pricing import PriceEntry
+from .tokens import remembering
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,8 @@ def tokenizer() -> Callable[[str], int]:
     except (OSError, ValueError) as error:
         # An operator's own cache directory without this encoding, and no network to fetch it.
         logger.warning("o200k_base is not at hand, holds of OpenAI's newer models may be too low: %s", error)
-    return lambda text: max(
-        len(older.encode(text, disallowed_special=())), len(newer.encode(text, disallowed_special=()))
+    return remembering(
+        lambda text: max(len(older.encode(text, disallowed_special=())), len(newer.encode(text, disallowed_special=())))
     )
 
 

@@ -6,15 +6,17 @@ import asyncio
 import itertools
 import logging
 import random
+import secrets
 from collections.abc import Callable
 
 from .database import Connection, Row, connect
-from .errors import DatabaseError
+from .errors import DatabaseError, DatabaseUnavailable
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A connection that is silently gone (a firewall, a lost host) is noticed by this heartbeat.
+# A connection that is silently gone (a firewall, a lost host) is noticed by this heartbeat, and so is a pooler between
+# us and PostgreSQL that gives the server's connection to others, and what it says with it.
 HEARTBEAT_S = 10
 RECONNECT_FIRST_S = 0.1
 RECONNECT_MAX_S = 5
@@ -57,23 +59,50 @@ async def _listen_once(
     settings: Settings, on_payload: Callable[[str], None], on_ready: Callable[[], None], on_lost: Callable[[], None]
 ) -> None:
     async with connect(settings, timeout=settings.database.timeout_s) as connection:
-        channel = f"{settings.database.schema_name}_changed"
+        channel, echo = f"{settings.database.schema_name}_changed", _Echo(connection, settings.database.timeout_s)
         await connection.add_listener(channel, lambda *event: on_payload(str(event[3])))
+        await echo.prepare()
+        await echo.hear()
         on_ready()
         try:
-            await _until_lost(connection, settings.database.timeout_s)
+            await _until_lost(connection, echo)
         finally:
             on_lost()
 
 
-async def _until_lost(connection: Connection[Row], timeout_s: float) -> None:
+class _Echo:
+    """A word to ourselves through the database: whoever hears it hears what the others say, too."""
+
+    def __init__(self, connection: Connection[Row], timeout_s: float) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._channel = f"uc_echo_{secrets.token_hex(8)}"
+        self._heard = asyncio.Event()
+
+    async def prepare(self) -> None:
+        await self._connection.add_listener(self._channel, lambda *_: self._heard.set())
+
+    async def hear(self) -> None:
+        """Raises DatabaseUnavailable when what is said is not heard in time."""
+        self._heard.clear()
+        await self._connection.execute(f"NOTIFY {self._channel}", timeout=self._timeout_s)
+        try:
+            await asyncio.wait_for(self._heard.wait(), self._timeout_s)
+        except asyncio.TimeoutError:
+            raise DatabaseUnavailable(
+                "notifications do not arrive: a pooler in transaction mode? Let UC_DATABASE_URL name PostgreSQL itself,"
+                " or a pooler in session mode"
+            ) from None
+
+
+async def _until_lost(connection: Connection[Row], echo: _Echo) -> None:
     lost = asyncio.Event()
     connection.add_termination_listener(lambda _: lost.set())
     while not connection.is_closed():
         try:
             await asyncio.wait_for(lost.wait(), HEARTBEAT_S)
         except asyncio.TimeoutError:
-            await connection.execute("SELECT 1", timeout=timeout_s)
+            await echo.hear()
 
 
 def _pause_s(attempt: int) -> float:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import httpx
@@ -215,7 +216,12 @@ class PinnedTransport(httpx.AsyncBaseTransport):
 def client(rules: ByokSettings, resolver: Resolve = resolve, timeout_s: float = TIMEOUT_S) -> httpx.AsyncClient:
     """An HTTP client for addresses that users name: pinned, no redirects, no cookies kept, no proxies."""
     return httpx.AsyncClient(
-        transport=PinnedTransport(rules, resolver), timeout=timeout_s, follow_redirects=False, trust_env=False
+        transport=PinnedTransport(rules, resolver),
+        timeout=timeout_s,
+        follow_redirects=False,
+        trust_env=False,
+        # One client is everybody's: what a server tells one user must not go along with another's request.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
 
 

@@ -26,7 +26,8 @@ _LITELLMS_OWN = frozenset(
     | {"provider_specific_header", "user", "organization", "enable_prompt_caching", "allowed_model_region"}
 )
 
-
+# Says that the client has not asked for usage.
+_STRIPS_USAGE = "_litellm_strip_stream_usage"
 # Without these LiteLLM cannot go on; clients cannot write them (litellm strips or overwrites what they send).
 _NEEDED = frozenset(
     {"metadata", "litellm_metadata", "proxy_server_request", "secret_fields", "litellm_call_id", "litellm_logging_obj"}
@@ -100,6 +101,10 @@ def prepared(call: Call, data: dict[str, Any], extra_fields: frozenset[str], *, 
             data[field] = call.cap
     if call.streamed and call.endpoint in (routes.CHAT, routes.COMPLETIONS):
         data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
+        if call.endpoint is routes.COMPLETIONS:
+            # LiteLLM would drop the usage before it reaches us (text_completions/streaming_iterator.py, from 1.108);
+            # for a client that has not asked for it, we drop it ourselves.
+            data.pop(_STRIPS_USAGE, None)
         # Where a provider takes no such option, LiteLLM's stream reads it from here (streaming_handler.py).
         if (logging_obj := data.get("litellm_logging_obj")) is not None:
             logging_obj.stream_options = data["stream_options"]

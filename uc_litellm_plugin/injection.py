@@ -8,7 +8,9 @@ out of the answer. So there is no key in arguments, errors, tracebacks, logs, ca
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -19,10 +21,14 @@ from openai import AsyncOpenAI
 
 from . import redaction
 from .call import CURRENT, Call
+from .errors import DamagedKey, Forbidden, UnknownSealingKey, VaultError
 from .plan import Candidate
 from .provider_key import ProviderKey
 from .redaction import CleanStream
+from .refusals import Refused
 from .vault import Secret
+
+logger = logging.getLogger(__name__)
 
 # What a copy of a deployment takes along: how its model is called, and nothing that opens the platform's account.
 _KEPT = frozenset(
@@ -35,11 +41,18 @@ _NO_KEY = "own-key-missing"
 # Begins what stands for a key until it is sent; the name of its provider follows.
 _MARK = "uc-own-key-of-"
 
+# For a key's owner; the log has the operator's.
+_WAY_OUT = {
+    UnknownSealingKey.code: "what it was sealed with is missing. It is not lost: tell whoever runs this proxy.",
+    DamagedKey.code: "its row was altered. Delete it and add it again.",
+}
+
 Send = Callable[..., Awaitable[httpx.Response]]
 # Handed about in place of the key, which then is in no frame of a traceback.
 Open = Callable[[], Secret]
 
-# What is still to be read, by its call. What has failed stays unread, and LiteLLM keeps it in tracebacks.
+# What is still to be read, by its call. What has failed stays unread, and LiteLLM keeps it in tracebacks; what follows
+# a stream's last word is never read, and waits for the garbage collector.
 _UNREAD: WeakKeyDictionary[Call, WeakSet[CleanStream]] = WeakKeyDictionary()
 # The loop alone would let go of them.
 _CLOSING: set[asyncio.Task[None]] = set()
@@ -66,12 +79,11 @@ class Injection:
 
         Raises
         ------
-        VaultError
-            The key does not open.
+        Refused
+            The key does not open, or its time has come since the call was planned.
         """
-        _close_unread(call)
-        # For its error, which should come before LiteLLM is asked; the key itself is opened when it is sent.
-        self._open_key(key)
+        close_unread(call)
+        self._check(call, key)
         stand_in = f"{_MARK}{key.provider}"
         made = {**kwargs, "api_key": stand_in}
         if key.api_base is not None:
@@ -80,6 +92,20 @@ class Injection:
                 api_key=stand_in, base_url=key.api_base, http_client=self._client, max_retries=0
             )
         return made
+
+    def _check(self, call: Call, key: ProviderKey) -> None:
+        """For the error, which should come before LiteLLM is asked; the key itself is opened when it is sent."""
+        whose = f"Your own key '{key.key_name}' for {key.provider}"
+        about = {"provider": key.provider, "key_id": str(key.id)}
+        if not key.is_usable(datetime.now(timezone.utc)):
+            refusal = Forbidden(f"{whose} is past its time: renew it.", code="own_key_unusable", metadata=about)
+            raise Refused(refusal, call.endpoint.call_type)
+        try:
+            self._open_key(key)
+        except VaultError as error:
+            logger.error("the provider key %s does not open: %s", key.id, error, extra={"action": "key_closed"})
+            refusal = Forbidden(f"{whose} does not open here: {_WAY_OUT[error.code]}", code=error.code, metadata=about)
+            raise Refused(refusal, call.endpoint.call_type) from None
 
     def _key_of(self, provider: str, client: httpx.AsyncClient) -> Open | None:
         """What opens the key for a request with a provider's stand-in.
@@ -109,7 +135,7 @@ def own_deployment(deployment: Mapping[str, Any], candidate: Candidate) -> dict[
 
 def disclose(call: Call, error: Exception) -> None:
     """Say whose key it was that failed, where it was the caller's own."""
-    _close_unread(call)
+    close_unread(call)
     candidate = call.answering
     if candidate is None or candidate.own_key is None:
         return
@@ -119,8 +145,8 @@ def disclose(call: Call, error: Exception) -> None:
         error.message = whose + message  # type: ignore[attr-defined]  # LiteLLM's errors have one
 
 
-def _close_unread(call: Call) -> None:
-    """Close the answers of attempts that have failed: a connection remembers the request as it was sent."""
+def close_unread(call: Call) -> None:
+    """Close what is left unread of a call's answers: a connection remembers the request as it was sent."""
     for stream in _UNREAD.pop(call, ()):
         task = asyncio.get_running_loop().create_task(stream.aclose())
         _CLOSING.add(task)
@@ -168,8 +194,8 @@ async def _send(
         with redaction.in_use(open_key().reveal()):
             # A redirect may lead to another host, and httpx takes all headers but one along.
             response = await stock(client, request, **{**options, "stream": True, "follow_redirects": False})
-    except Exception as error:
-        # Whatever it is: what it says and where it was raised shows the request as it was sent.
+    except BaseException as error:
+        # Whatever it is, the client's leaving too: its text and its frames show the request as it was sent.
         fault = redaction.bare(error, open_key())
     finally:
         request.headers, request.url = as_made
@@ -179,8 +205,18 @@ async def _send(
     if (call := CURRENT.get()) is not None and isinstance(response.stream, CleanStream):
         _UNREAD.setdefault(call, WeakSet()).add(response.stream)
     if not options.get("stream"):
-        await response.aread()
+        await _read(response)
     return response
+
+
+async def _read(response: httpx.Response) -> None:
+    """Read an answer; one that is not read to its end is closed, as httpx does it."""
+    try:
+        await response.aread()
+    except BaseException:
+        # A cancelled request's, too: its connection would stay in use, and the key with it.
+        await response.aclose()
+        raise
 
 
 def _with_key(headers: httpx.Headers, stand_in: str, secret: Secret) -> httpx.Headers:

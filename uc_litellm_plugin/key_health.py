@@ -11,7 +11,8 @@ from .breaker import Breaker, Standing
 from .plan import Candidate
 from .settings import HealthSettings
 
-_MOST = 10_000
+# Some 2 kB each.
+_MOST = 2_000
 _UNKNOWN = Standing()
 
 

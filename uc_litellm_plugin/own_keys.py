@@ -7,10 +7,10 @@ a user's key.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import NoReturn
+from itertools import groupby
 
 from .errors import Forbidden
 from .plan import OWN_KEY_MARK, Candidate
@@ -30,7 +30,8 @@ def spread(
     Parameters
     ----------
     candidates
-        The platform's.
+        The platform's that the call may use, a model group's own before those of the groups it falls back to. A key
+        for none of these providers is not in play.
     keys
         The caller's active ones, by provider and the default first.
     endpoint
@@ -41,8 +42,8 @@ def spread(
     Returns
     -------
     list
-        Own keys first. The platform's are among them only if no key is for one of these providers, or every such key
-        may fall back on credits.
+        Group by group, own keys first. From the first group on in which a key is in play that may not fall back,
+        the platform's are not among them.
 
     Raises
     ------
@@ -52,16 +53,27 @@ def spread(
     """
     chosen = _by_provider(keys, now)
     fitting = {each.provider: chosen[each.provider] for each in candidates if each.ours and each.provider in chosen}
-    own = [
-        dataclasses.replace(each, deployment=f"{each.deployment}{OWN_KEY_MARK}", own_key=key, share=fee)
-        for each in candidates
-        if (key := fitting.get(each.provider)) is not None and key.is_usable(now) and _fits(key, each, endpoint)
-    ]
-    if all(key.fallback == "credits" for key in fitting.values()):
-        return [*own, *(each for each in candidates if not each.own_key_only)] or _refuse_without_key(candidates)
-    if not own:
-        raise _unusable(next(key for key in fitting.values() if key.fallback == "never"), endpoint, now)
-    return own
+    found: list[Candidate] = []
+    barring: ProviderKey | None = None
+    for _, members in groupby(candidates, key=lambda each: each.group):
+        group = list(members)
+        found += [
+            dataclasses.replace(each, deployment=f"{each.deployment}{OWN_KEY_MARK}", own_key=key, share=fee)
+            for each in group
+            if (key := fitting.get(each.provider)) is not None and key.is_usable(now) and _fits(key, each, endpoint)
+        ]
+        barring = barring or _barring(group, fitting)
+        if barring is None:
+            found += [each for each in group if not each.own_key_only]
+    if not found:
+        raise _refusal_without_key(candidates) if barring is None else _unusable(barring, endpoint, now)
+    return found
+
+
+def _barring(group: Sequence[Candidate], keys: Mapping[str, ProviderKey]) -> ProviderKey | None:
+    """A key in play in a group that keeps credits from being spent."""
+    found = (keys.get(each.provider) for each in group if each.ours)
+    return next((key for key in found if key is not None and key.fallback == "never"), None)
 
 
 def _by_provider(keys: Sequence[ProviderKey], now: datetime) -> dict[str, ProviderKey]:
@@ -77,9 +89,9 @@ def _fits(key: ProviderKey, candidate: Candidate, endpoint: Endpoint) -> bool:
     return key.api_base is None or (endpoint in _OWN_ADDRESSES and candidate.litellm_provider in _OPENAI_CLIENTS)
 
 
-def _refuse_without_key(candidates: Sequence[Candidate]) -> NoReturn:
+def _refusal_without_key(candidates: Sequence[Candidate]) -> Forbidden:
     providers = " or ".join(dict.fromkeys(each.provider for each in candidates))
-    raise Forbidden(
+    return Forbidden(
         f"'{candidates[0].group}' is answered with keys of users only: add one of yours for {providers}, or renew it.",
         code="own_key_needed",
     )

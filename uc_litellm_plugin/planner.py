@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
@@ -24,6 +25,9 @@ from .routes import Endpoint
 from .settings import Settings, TierSettings
 from .tokens import Tokenizer
 from .wish import Wish
+
+# Long texts are counted in threads of their own: settlements on their way to the outbox need the common ones.
+_COUNTERS = ThreadPoolExecutor(2, thread_name_prefix="uc-count")
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,8 @@ class Planner:
         if len(asked.text) < tokens.LONG_TEXT:
             return tokens.count(asked.text, self._known.tokenizer)
         # Tokenizing releases the GIL, so that other requests go on.
-        return await asyncio.to_thread(tokens.count, asked.text, self._known.tokenizer)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_COUNTERS, tokens.count, asked.text, self._known.tokenizer)
 
     def _call(self, question: _Question, level: PowerLevel) -> Call:
         kept, left_out = self._permitted(question, level)
@@ -192,7 +197,7 @@ class Planner:
         if tier.models is not None and not _includes(tier.models, question.model):
             raise _not_in_tier(f"'{question.model}'", caller, tier.models, "model_not_in_tier")
         kept, left_out = [], []
-        for candidate in self._spread(question):
+        for candidate in self._known.candidates(question.model):
             reason = ranking.obstacle(candidate, level, question.wish, tier.providers)
             if reason is None and not _includes(tier.models, candidate.group):
                 reason = Reason("tier", f"the caller's tier does not include {candidate.group}")
@@ -202,13 +207,10 @@ class Planner:
                 left_out.append(LeftOut(candidate, reason))
         if not kept:
             raise _nobody(question.model, left_out)
-        return kept, left_out
-
-    def _spread(self, question: _Question) -> list[Candidate]:
-        """The platform's candidates and those with the caller's own keys."""
-        found = self._known.candidates(question.model)
+        # A key at a provider that this call does not use has no say in it.
         fee = self._settings.byok.fee_percent / 100
-        return own_keys.spread(found, question.own_keys, question.endpoint, fee, datetime.now(timezone.utc))
+        now = datetime.now(timezone.utc)
+        return own_keys.spread(kept, question.own_keys, question.endpoint, fee, now), left_out
 
     def _bounded(self, question: _Question, level: PowerLevel, candidates: Sequence[Candidate]) -> Plan:
         terms = Terms(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from typing import Any
 
 from fastapi import Request
 from litellm.proxy import proxy_server
@@ -54,10 +55,10 @@ _booting = start_soon(proxy_handler_instance.worker)
 _litellms_shutdown = proxy_server.proxy_shutdown_event
 
 
-async def _shut_down() -> None:
+async def _shut_down(*args: Any, **kwargs: Any) -> None:
     """Let settlements that are under way end before the process does."""
     await proxy_handler_instance.worker.stop()
-    await _litellms_shutdown()
+    await _litellms_shutdown(*args, **kwargs)
 
 
 # LiteLLM has no hook for this; its lifespan looks the name up when it ends (litellm/proxy/proxy_server.py).

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from .vault import Secret
 
+Fault = TypeVar("Fault", bound=BaseException)
+
 REDACTED = "[own key]"
+_SHORTEST_IN_BASE64 = 8
+_ESCAPE = re.compile("%[0-9A-F]{2}")
+_FOR_URLS = str.maketrans("+/", "-_")
 # What says how an answer's bytes came; they go on decoded, and as long as they are then.
 _OF_TRANSPORT = frozenset({"content-encoding", "content-length"})
 
@@ -41,7 +50,7 @@ def clean_text(text: str, *keys: str) -> str:
     return text
 
 
-def bare(error: Exception, secret: Secret) -> Exception:
+def bare(error: Fault, secret: Secret) -> Fault:
     """An error without where it was raised and what it was raised for, and without a key in what it says."""
     error.args = tuple(clean_text(str(each), secret.reveal()) if isinstance(each, str) else each for each in error.args)
     error.__cause__ = error.__context__ = None
@@ -51,13 +60,19 @@ def bare(error: Exception, secret: Secret) -> Exception:
 def clean_answer(response: httpx.Response, secret: Secret) -> None:
     """Take a key out of an answer: out of its headers, and its body as it comes."""
     said = httpx.Response(response.status_code, headers=response.headers, stream=response.stream)
-    kept = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _OF_TRANSPORT]
+    key = secret.reveal()
+    # A name in which the key stands cannot be written in another way.
+    kept = [(name, clean_text(value, key)) for name, value in response.headers.multi_items()
+            if name.lower() not in _OF_TRANSPORT and key.lower() not in name.lower()]  # fmt: skip
     if response.is_stream_consumed:
         # A hook of the client's has read it.
-        response._content = _split(response.content, secret, is_all=True)[0]
+        response._content = _Forms(secret).clean(response.content)
     else:
         response.stream = CleanStream(said, secret)
-    response.headers = httpx.Headers([(name, clean_text(value, secret.reveal())) for name, value in kept])
+    response.headers = httpx.Headers(kept)
+    if isinstance(reason := response.extensions.get("reason_phrase"), bytes):
+        # httpx writes it into its errors.
+        response.extensions = {**response.extensions, "reason_phrase": _Forms(secret).clean(reason)}
     # Made with the request as it was sent.
     response.next_request = None
 
@@ -79,25 +94,33 @@ class CleanStream(httpx.AsyncByteStream):
         self._said: httpx.Response | None = said
         self._chunks: AsyncIterator[bytes] | None = said.aiter_bytes()
         self._secret: Secret | None = secret
+        self._forms: _Forms | None = _Forms(secret)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         kept = b""
-        while self._secret is not None:
+        while True:
             data, fault = await self._next()
-            if data is None:
+            if data is None or self._forms is None:
                 if kept:
                     yield kept
                 await self.aclose()
                 if fault is not None:
                     raise fault
                 return
-            ready, kept = _split(kept + data, self._secret)
+            ready, kept = self._forms.split(kept + data)
+            # While this waits, its frame is in the memory of whoever holds the stream.
+            del data
             if ready:
                 yield ready
 
     async def aclose(self) -> None:
         """Close the answer, and let go of it and of the key: the connection remembers the request as it was sent."""
-        said, self._said, self._chunks, self._secret = self._said, None, None, None
+        said, chunks = self._said, self._chunks
+        self._said = self._chunks = self._secret = self._forms = None
+        if chunks is not None:
+            # It holds what came last. One that is being read ends by itself when its answer is closed.
+            with suppress(RuntimeError):
+                await chunks.aclose()  # type: ignore[attr-defined]  # httpx makes it as a generator
         if said is not None:
             await said.aclose()
 
@@ -112,23 +135,54 @@ class CleanStream(httpx.AsyncByteStream):
             return None, bare(error, self._secret)
 
 
-def _split(data: bytes, secret: Secret, *, is_all: bool = False) -> tuple[bytes, bytes]:
-    """Clean bytes, and those at the end that may be the beginning of a key."""
-    forms = [form.encode() for form in _forms(secret.reveal())]
-    for form in forms:
-        data = data.replace(form, REDACTED.encode())
-    begun = 0 if is_all else max(_begun(data, form) for form in forms)
-    return data[: len(data) - begun], data[len(data) - begun :]
+class _Forms:
+    """All forms of a key, as bytes; made once for an answer, which may come in a thousand pieces."""
+
+    __slots__ = ("_forms",)
+
+    def __init__(self, secret: Secret) -> None:
+        self._forms = [form.encode() for form in _forms(secret.reveal())]
+
+    def __repr__(self) -> str:
+        return "_Forms('**********')"
+
+    def clean(self, data: bytes) -> bytes:
+        """The bytes without the key."""
+        for form in self._forms:
+            data = data.replace(form, REDACTED.encode())
+        return data
+
+    def split(self, data: bytes) -> tuple[bytes, bytes]:
+        """Clean bytes, and those at the end that may be the beginning of a key."""
+        data = self.clean(data)
+        begun = max(_begun(data, form) for form in self._forms)
+        return data[: len(data) - begun], data[len(data) - begun :]
 
 
 def _begun(data: bytes, form: bytes) -> int:
-    most = min(len(form) - 1, len(data))
-    return next((length for length in range(most, 0, -1) if form.startswith(data[-length:])), 0)
+    """How many bytes at the end of the data may be the beginning of a form."""
+    at = data.find(form[:1], max(0, len(data) - len(form) + 1))
+    while at >= 0 and not form.startswith(data[at:]):
+        at = data.find(form[:1], at + 1)
+    return len(data) - at if at >= 0 else 0
 
 
 def _forms(key: str) -> Sequence[str]:
-    """A key as it is, and as it is written within JSON or a URL; the longest first."""
-    return sorted({key, json.dumps(key)[1:-1], quote(key, safe="")}, key=len, reverse=True)
+    """A key as it is, and as it is written within JSON, URLs, HTML and base64; the longest first."""
+    in_json, in_url = json.dumps(key)[1:-1], quote(key, safe="")
+    in_lower = _ESCAPE.sub(lambda found: found[0].lower(), in_url)
+    forms = {key, in_json, in_json.replace("/", "\\/"), in_url, in_lower, html.escape(key), *_in_base64(key)}
+    return sorted(forms, key=len, reverse=True)
+
+
+def _in_base64(key: str) -> Iterator[str]:
+    """What base64 makes of a key, whatever stands before and after it (`Bearer …`), but for the characters at its ends
+    in which that shows; none of a key too short to be told by them."""
+    for before in range(3) if len(key) >= _SHORTEST_IN_BASE64 else ():
+        written = base64.b64encode(bytes(before) + key.encode())
+        whole = written[(before * 8 + 5) // 6 : (before + len(key.encode())) * 8 // 6].decode()
+        yield whole
+        yield whole.translate(_FOR_URLS)
 
 
 def install() -> None:

@@ -29,6 +29,7 @@ _DEFAULTS = {
     "DEFAULT_MAX_RETRIES": "0",  # The OpenAI client's own retries would be attempts that nobody sees.
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # Prices come from the installed LiteLLM, they are not fetched.
     "LITELLM_LOG": "ERROR",  # Without it every request is logged twice, some 5 % of its time.
+    "PYTHON_GC_THRESHOLD": "20000,50,50",  # Python's own thresholds suit programs a hundred times smaller.
 }
 
 

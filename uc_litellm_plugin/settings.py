@@ -24,6 +24,7 @@ from .settings_sections import (
     LimitSettings,
     OutboxSettings,
     PowerLevelSettings,
+    ProcessSettings,
     RequestSettings,
     RoutingSettings,
     Section,
@@ -35,8 +36,8 @@ from .settings_sections import (
 # The sections are known by this module's name.
 __all__ = [
     "LEVEL_NAME", "PROVIDER_NAME", "TIERS", "ByokSettings", "CreditSettings", "DatabaseSettings", "HealthSettings",
-    "HoldSettings", "IssuerSettings", "LimitSettings", "OutboxSettings", "PowerLevelSettings", "RequestSettings",
-    "RoutingSettings", "Settings", "Tier", "TierSettings", "UsageSettings", "fix", "load", "shipped",
+    "HoldSettings", "IssuerSettings", "LimitSettings", "OutboxSettings", "PowerLevelSettings", "ProcessSettings",
+    "RequestSettings", "RoutingSettings", "Settings", "Tier", "TierSettings", "UsageSettings", "fix", "load", "shipped",
 ]  # fmt: skip
 
 
@@ -70,6 +71,7 @@ class Settings(Section):
     health: HealthSettings = HealthSettings()  # type: ignore[call-arg]
     requests: RequestSettings = RequestSettings()  # type: ignore[call-arg]
     usage: UsageSettings = UsageSettings()
+    process: ProcessSettings = ProcessSettings()
     byok: ByokSettings = ByokSettings()  # type: ignore[call-arg]
     oidc: tuple[IssuerSettings, ...] = ()
     limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]

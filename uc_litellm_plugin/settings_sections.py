@@ -151,6 +151,14 @@ class UsageSettings(Section):
     summary_every_s: Seconds = 600
 
 
+class ProcessSettings(Section):
+    """`process`: the Python process of a worker."""
+
+    switches: ClassVar[frozenset[str]] = frozenset({"freeze_after_start"})
+
+    freeze_after_start: bool = False
+
+
 class LimitSettings(Section):
     """`limits`: guesses of keys and requests to the REST API; each worker counts for itself, null is no limit."""
 

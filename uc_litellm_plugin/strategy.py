@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import litellm
-from litellm.router_utils.cooldown_handlers import async_get_cooldown_deployments
 from litellm.types.router import CustomRoutingStrategyBase
 
-from . import injection, metrics
+from . import injection, metrics, stored_responses
 from .call import CURRENT, Call
-from .plan import Candidate
+from .plan import OWN_KEY_MARK, Candidate
+from .refusals import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class PowerLevelStrategy(CustomRoutingStrategyBase):  # type: ignore[misc]  # Li
         kwargs = request_kwargs if request_kwargs is not None else {}
         asked = {"model": model, "request_kwargs": kwargs, "messages": messages, "input": input,
                  "specific_deployment": specific_deployment}  # fmt: skip
+        if call is None and model.endswith(OWN_KEY_MARK):
+            # A stored response that was made with a user's own key; LiteLLM would ask a wildcard's provider for it.
+            raise Refused(stored_responses.not_fetched())
         if call is None or not _is_planned(call, model):
             return await self._stock.async_get_available_deployment(self.router, **asked)
         if call.first_token is not None:
@@ -144,8 +148,9 @@ class PowerLevelStrategy(CustomRoutingStrategyBase):  # type: ignore[misc]  # Li
         wanted = {candidate.router_id for candidate in call.plan.candidates if candidate.own_key is not None}
         if not wanted:
             return {}
-        cooled = await async_get_cooldown_deployments(litellm_router_instance=self.router, parent_otel_span=None)
-        away = wanted & set(cooled)
+        cooldowns = self.router.cooldown_cache
+        found = await cooldowns.async_get_active_cooldowns(model_ids=sorted(wanted), parent_otel_span=None)
+        away = {deployment for deployment, _ in found}
         listed = (self.router.get_model_list(model_name=model) or []) if away else []
         return {_id_of(deployment): deployment for deployment in listed if _id_of(deployment) in away}
 
@@ -155,10 +160,11 @@ def install(router: Any, strategy: Strategy) -> None:
 
     LiteLLM drops a custom one when `routing_strategy` changes (litellm/router.py, `_reset_custom_routing_strategy`).
     """
-    current = getattr(router.__dict__.get(_METHOD), "__self__", None)
+    # Newer releases wrap the strategy's method (litellm/router_python_core.py, 1.108).
+    current = getattr(inspect.unwrap(getattr(router, _METHOD)), "__self__", None)
     if isinstance(current, PowerLevelStrategy):
         return
-    if (earlier := router.__dict__.get(_MARK)) is not None:
+    if (earlier := getattr(router, _MARK, None)) is not None:
         metrics.REINSTALLED.inc()
         logger.error("the power-level strategy was removed from the router and is put back",
                      extra={"action": "strategy_reinstalled"})  # fmt: skip

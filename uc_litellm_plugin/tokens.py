@@ -8,8 +8,11 @@ SentencePiece with byte fallback), so the bytes bound all of them. Images and au
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from .demand import Demand
 
@@ -18,7 +21,9 @@ Tokenizer = Callable[[str], int]
 # Tokenizing is bounded: pieces keep BPE merging linear, beyond the limit each byte counts as a token.
 _PIECE = 4_096
 _LONGEST = 2_000_000
-LONG_TEXT = 20_000
+# From here on counting is for a thread: a piece takes a millisecond, more would be felt by every other call.
+LONG_TEXT = _PIECE
+_REMEMBERED = 16_384
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ _OTHER = Family(1.8, 8_000)
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _DIGITS = b"0123456789"
 _BEYOND_ASCII = bytes(range(128, 256))
+# Letters, blanks, and all else, by which runs of letters are found.
+_CLASSES = bytes(97 if code in _LETTERS else 32 if code == 32 else 49 for code in range(256))
 
 _FRAMING_PER_PART = 12
 _FRAMING = 32
@@ -80,6 +87,37 @@ def count(text: str, tokenizer: Tokenizer) -> int:
     return sum(tokenizer(text[start : start + _PIECE]) for start in range(0, len(text), _PIECE))
 
 
+def remembering(tokenizer: Tokenizer, most: int = _REMEMBERED) -> Tokenizer:
+    """The same tokenizer, with the counts of the latest whole pieces kept.
+
+    A conversation that goes on, a document that is asked about again, and an estimate after the count cost a digest of
+    what was counted before. The text itself is not kept.
+
+    Parameters
+    ----------
+    most
+        How many counts are kept, some 150 bytes each.
+    """
+    counts: dict[bytes, int] = {}
+    lock = threading.Lock()
+
+    def counted(text: str) -> int:
+        if len(text) < _PIECE:
+            return tokenizer(text)
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        with lock:
+            known = counts.get(digest)
+        if known is None:
+            known = tokenizer(text)
+            with lock:
+                if len(counts) >= most:
+                    del counts[next(iter(counts))]
+                counts[digest] = known
+        return known
+
+    return counted
+
+
 def input_bound(demand: Demand, counted: int, model: str) -> int:
     """The most tokens this model can count for the input that is seen.
 
@@ -92,12 +130,28 @@ def input_bound(demand: Demand, counted: int, model: str) -> int:
     model
         The model's name at its provider, which tells the family.
     """
-    kind = family(model)
-    data = demand.text.encode("utf-8", "replace")
-    text = int(counted * kind.factor) + 1 if kind.exact else max(int(counted * kind.factor) + 1, _by_characters(data))
-    text = min(text, len(data))
+    kind, size = family(model), _size(demand)
+    text = int(counted * kind.factor) + 1 if kind.exact else max(int(counted * kind.factor) + 1, size.by_characters)
+    text = min(text, size.in_bytes)
     framing = _FRAMING + demand.parts * _FRAMING_PER_PART + (kind.tools if '"tools":' in demand.text else 0)
     return text + demand.token_ids + framing + _media(demand, kind)
+
+
+@dataclass(frozen=True)
+class _Size:
+    in_bytes: int
+    by_characters: int
+
+
+# A plan asks once per candidate, and a long text takes milliseconds.
+_SIZES: WeakKeyDictionary[Demand, _Size] = WeakKeyDictionary()
+
+
+def _size(demand: Demand) -> _Size:
+    if (size := _SIZES.get(demand)) is None:
+        data = demand.text.encode("utf-8", "replace")
+        size = _SIZES[demand] = _Size(len(data), _by_characters(data))
+    return size
 
 
 def _by_characters(data: bytes) -> int:
@@ -107,7 +161,16 @@ def _by_characters(data: bytes) -> int:
     letters, digits, blanks = (len(data) - len(data.translate(None, kind)) for kind in (_LETTERS, _DIGITS, b" "))
     ascii_bytes = len(data.translate(None, _BEYOND_ASCII))
     symbols = ascii_bytes - letters - digits - blanks
-    return int(letters / 2.5 + digits + symbols + blanks / 4 + (len(data) - ascii_bytes) * 0.6) + 1
+    short = _short_runs(data)
+    return int(letters / 2.5 + short + digits + symbols + blanks / 4 + (len(data) - ascii_bytes) * 0.6) + 1
+
+
+def _short_runs(data: bytes) -> float:
+    """What one or two letters between digits or symbols (`3f9a`, `a.b`) cost beyond their share of a piece: a token is
+    no less than one of them. Gemma's tokenizer cuts so, and others merge more."""
+    classes = data.translate(_CLASSES)
+    one, two, three = (classes.count(b"1" + b"a" * least) for least in (1, 2, 3))
+    return (one - two) * 0.6 + (two - three) * 0.4
 
 
 def input_estimate(demand: Demand, tokenizer: Tokenizer, model: str, context: int | None) -> int:

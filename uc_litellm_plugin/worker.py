@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable
 
-from . import changes, migrations, vault
+from . import changes, heap, migrations, vault
 from .accounts import Accounts
 from .call import Call, Caller
 from .database import Database
@@ -190,6 +190,8 @@ class Worker:
             self._beat(_HEALTH_EVERY_S, self.health.flush),
             self._beat(usage.summary_every_s, self._refresh_summary),
         ]
+        if self.settings.process.freeze_after_start:
+            logger.info("%d objects are left out of garbage collections", heap.freeze())
 
     def _changed(self, payload: str) -> None:
         if not self.health.heard(payload):

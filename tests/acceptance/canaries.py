@@ -26,7 +26,7 @@ import httpx
 import yaml
 from pydantic import SecretStr
 
-from tests.acceptance import keyring, sides
+from tests.acceptance import asking, keyring, sides
 from tests.acceptance.asking import Visitor, post, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.echoing import FAULTS, EchoingUpstream
@@ -137,7 +137,7 @@ class Run:
 
     def memory(self) -> Json:
         """What the worker holds after all calls have ended."""
-        answered: Json = httpx.get(f"{self.proxy.url}/spy/memory", trust_env=False, timeout=300).json()
+        answered: Json = httpx.get(f"{self.proxy.url}/spy/memory", trust_env=False, timeout=1200).json()
         return answered
 
 
@@ -287,18 +287,27 @@ def miscounts(run: Run) -> list[str]:
 
 @dataclass
 class Findings:
-    """Where canaries were found, and how much was searched."""
+    """Where canaries were found, and how much was searched.
+
+    Attributes
+    ----------
+    in_memory
+        What holds canaries in the worker's memory when all calls have ended.
+    kept
+        What still does after a garbage collection and what that set going.
+    """
 
     leaks: list[str]
     searched: dict[str, int]
     through_objects: Counter[str]
     in_memory: Counter[str]
+    kept: Counter[str]
     hooks: Counter[str]
 
 
 def search(run: Run, waited: str, *directories: Path) -> Findings:
     """Look for every canary in all that was written, sent, stored and shown to others."""
-    memory = run.memory()
+    in_memory, kept = _holders(run.memory(), 1), _holders(run.memory(), 4)
     plain, deep, hooks = spied(run.spied)
     places = {"the proxy's log": run.proxy.log(), "the database": dump(run.bank.url), "the outbox": waited,
               **{f"the answer of call {number}": text for number, text in run.seen.items()}}  # fmt: skip
@@ -309,8 +318,12 @@ def search(run: Run, waited: str, *directories: Path) -> Findings:
     searched = Counter[str]()
     for where, text in places.items():
         searched[where.partition(" of call")[0].partition(" file")[0]] += len(text)
-    held = Counter(CANARY.sub("", each["held"]).partition(" < ")[0] for each in memory["found"])
-    return Findings([*leaks, *strays(run), *miscounts(run)], dict(searched), deep, held, hooks)
+    return Findings([*leaks, *strays(run), *miscounts(run)], dict(searched), deep, in_memory, kept, hooks)
+
+
+def _holders(memory: Json, steps: int) -> Counter[str]:
+    """What holds canaries, and what holds that, so many steps far."""
+    return Counter(" < ".join(CANARY.sub("", each["held"]).split(" < ")[:steps]) for each in memory["found"])
 
 
 def shown(run: Run, found: Findings) -> Iterator[str]:
@@ -324,6 +337,7 @@ def shown(run: Run, found: Findings) -> Iterator[str]:
     yield f"hooks in which another callback saw the prompts: {dict(found.hooks)}"
     yield f"through objects: {dict(found.through_objects)}"
     yield f"in the worker's memory after all calls: {dict(found.in_memory)}"
+    yield f"after a garbage collection: {dict(found.kept)}"
     yield f"found where they must not be: {len(found.leaks)}"
     yield from found.leaks[:40]
 
@@ -332,9 +346,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--timeout", type=float, default=300, help="of one call, in seconds")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
+    asking.SECONDS = options.timeout
     with _settings_with_own_server() as server:
         own = asyncio.run(embedded.ensure(server))
         asyncio.run(_run(own, "CREATE DATABASE canaries"))

@@ -7,6 +7,7 @@ call. `python -m tests.acceptance.echoing` serves as `python -m tests.upstream` 
 from __future__ import annotations
 
 import atexit
+import gzip
 import json
 import re
 import subprocess
@@ -40,6 +41,7 @@ FAULTS: dict[str, Faults] = {
     "echo-answer-header": {"answer_headers": {"x-echo": "{key}", "openai-organization": "{key}"}},
     "echo-event": {"error_event": {"after": 3}},
     "echo-first": {"error_first": {}},
+    "echo-gzip": {"status": {"status": 401, "headers": {"content-encoding": "gzip"}, "body": _REFUSAL.encode()}},
     "401": {"status": {"status": 401}},
     "429": {"status": {"status": 429}},
     "500": {"status": {"status": 500}},
@@ -60,6 +62,9 @@ class EchoingBooks(Books):
         for side, name in _ORDER.findall(json.dumps(call.body)):
             if side == call.path.split("/")[1]:
                 found |= repeated(FAULTS[name], call.api_key or "")
+                if name == "echo-gzip":
+                    # Though nobody asked for it.
+                    found["status"]["body"] = gzip.compress(found["status"]["body"])
                 call.fault = name
         return found
 

@@ -79,6 +79,11 @@ class Keyring:
         (row,) = self.bank.rows(query, account.user_id, provider, name)
         return row
 
+    @property
+    def key_id(self) -> str:
+        """The sealing key's fingerprint, as it stands in rows."""
+        return self._vault().newest
+
     def _vault(self) -> Vault:
         return Vault([SecretStr(self.sealing_key)])
 

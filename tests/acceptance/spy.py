@@ -13,9 +13,12 @@ import re
 import socket
 import sys
 import types
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from typing import Any
 
+import httpx
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 
@@ -30,6 +33,7 @@ _ELSEWHERE = (
     *("litellm.caching.", "litellm.proxy.utils.", "_thread."),
 )
 _PLAIN = (dict, list, tuple, set, frozenset)
+_CODE = (types.ModuleType, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.TracebackType)
 
 HOOKS = (
     *("log_pre_api_call", "log_post_api_call", "log_stream_event", "log_success_event", "log_failure_event"),
@@ -42,22 +46,48 @@ HOOKS = (
 )
 
 
-def strings(value: Any, path: str = "", depth: int = 0, seen: set[int] | None = None, plain: bool = True) -> Iterator[
-    tuple[str, str, bool]
-]:  # fmt: skip
-    """Every text within reach, where it is, and whether only plain data lies between."""
-    seen = set() if seen is None else seen
-    if isinstance(value, str):
-        yield path, value, plain
-        return
-    if isinstance(value, bytes | bytearray):
-        yield path, bytes(value).decode(errors="replace"), plain
-        return
-    if value is None or isinstance(value, int | float) or id(value) in seen or depth > DEEPEST:
-        return
-    seen.add(id(value))
-    for name, inner, still_plain in inside(value):
-        yield from strings(inner, f"{path}{name}", depth + 1, seen, plain and still_plain)
+# A value's place: the one it is in, and how one gets from there to it.
+Way = tuple[Any, str] | None
+
+
+def strings(value: Any) -> Iterator[tuple[Way, str, bool]]:
+    """Every text within reach, its first place, and whether only plain data lies between; what is near comes first, and
+    plain data before all else."""
+    plain_ones: deque[tuple[Any, Way, int]] = deque([(value, None, 0)])
+    others: deque[tuple[Any, Way, int]] = deque()
+    # The values themselves, since another one may have the id of one that is gone.
+    seen: dict[int, Any] = {}
+    while plain_ones or others:
+        plain = bool(plain_ones)
+        value, way, depth = (plain_ones or others).popleft()
+        if value is None or isinstance(value, (int, float)) or id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, str):
+            yield way, value, plain
+        elif isinstance(value, (bytes, bytearray)):
+            yield way, bytes(value).decode(errors="replace"), plain
+        elif depth <= DEEPEST:
+            for name, inner, still_plain in inside(value):
+                (plain_ones if plain and still_plain else others).append((inner, (way, name), depth + 1))
+
+
+def path(way: Way) -> str:
+    """A place as text."""
+    names = []
+    while way is not None:
+        way, name = way
+        names.append(name)
+    return "".join(reversed(names))
+
+
+@cache
+def _slots(kind: type) -> tuple[str, ...] | None:
+    """The slots of a class's instances; None where they are not looked into."""
+    if f"{kind.__module__}.{kind.__qualname__}".startswith(_ELSEWHERE):
+        return None
+    slots = [slot for base in kind.__mro__ for slot in getattr(base, "__slots__", ())]
+    return tuple(slot for slot in slots if isinstance(slot, str))
 
 
 def inside(value: Any) -> Iterator[tuple[str, Any, bool]]:
@@ -70,9 +100,7 @@ def inside(value: Any) -> Iterator[tuple[str, Any, bool]]:
         for number, each in enumerate(list(value)):
             yield f"[{number}]", each, True
     kind = type(value)
-    if isinstance(value, types.ModuleType | type | types.FunctionType | types.MethodType | types.BuiltinFunctionType):
-        return
-    if f"{kind.__module__}.{kind.__qualname__}".startswith(_ELSEWHERE):
+    if isinstance(value, _CODE) or (slots := _slots(kind)) is None:  # type: ignore[arg-type]  # a class can be hashed
         return
     if isinstance(value, BaseException):
         yield ".args", value.args, True
@@ -81,14 +109,11 @@ def inside(value: Any) -> Iterator[tuple[str, Any, bool]]:
         yield ".__context__", value.__context__, False
         yield from frames(value)
     named = dict(getattr(value, "__dict__", None) or {})
-    slots = [slot for base in kind.__mro__ for slot in getattr(base, "__slots__", ())]
-    named |= {slot: getattr(value, slot, None) for slot in slots if isinstance(slot, str)}
+    named |= {slot: getattr(value, slot, None) for slot in slots}
     is_model = hasattr(kind, "model_fields")
     for name, each in named.items():
         yield f".{name}", each, is_model
-    if isinstance(value, types.TracebackType):
-        return
-    if f"{kind.__module__}.{kind.__qualname__}" in ("httpx.Headers", "httpx._models.Headers"):
+    if isinstance(value, httpx.Headers):
         yield ".raw", list(value.raw), False
 
 
@@ -125,14 +150,14 @@ class Spy(CustomLogger):  # type: ignore[misc]  # LiteLLM's class has no types w
 
     def look(self, hook: str, *args: Any, **kwargs: Any) -> None:
         """Write the canaries within reach of a hook's arguments."""
-        if "SPY_FILE" not in os.environ:
+        if not os.environ.get("SPY_FILE"):
             return
         found = []
         witnesses = 0
-        for path, text, plain in strings({**{str(n): each for n, each in enumerate(args)}, **kwargs}):
+        for way, text, plain in strings({**{str(n): each for n, each in enumerate(args)}, **kwargs}):
             self.looked += 1
             witnesses += WITNESS.search(text) is not None
-            found += [{"canary": canary, "path": path, "plain": plain} for canary in CANARY.findall(text)]
+            found += [{"canary": canary, "path": path(way), "plain": plain} for canary in CANARY.findall(text)]
         with open(os.environ["SPY_FILE"], "a") as file:
             note = {"place": self.place, "hook": hook, "looked": self.looked, "witnesses": witnesses, "found": found}
             file.write(json.dumps(note) + "\n")
@@ -201,7 +226,7 @@ def described(value: Any) -> str:
     return kind
 
 
-def chain(value: Any, ours: set[int], length: int = 6) -> str:
+def chain(value: Any, ours: set[int], length: int = 4) -> str:
     """What holds a value, and what holds that; `ours` are the ids of what this search itself holds."""
     names = [described(value)]
     seen = {id(value)}

@@ -3,10 +3,11 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 from tests.chaos.postgres import Server
 from uc_litellm_plugin import changes, embedded, patience
 from uc_litellm_plugin import settings as settings_module
-from uc_litellm_plugin.cluster import Cluster
+from uc_litellm_plugin.cluster import PORT, Cluster
 from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.errors import DatabaseError, DatabaseUnavailable
 from uc_litellm_plugin.settings import Settings
@@ -277,13 +278,54 @@ async def test_changes_are_heard_and_the_loss_of_the_listener_too(settings: Sett
     assert await asyncio.wait_for(heard.get(), 5) == "ready"
     await db.execute("NOTIFY uc_changed, 'first'")
     assert await asyncio.wait_for(heard.get(), 5) == "first"
-    await db.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+    await db.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'NOTIFY uc_echo_%'"
                    " AND datname = current_database()")  # fmt: skip
     assert [await asyncio.wait_for(heard.get(), 5) for _ in range(2)] == ["lost", "ready"]
     await db.execute("NOTIFY uc_changed, 'second'")
     assert await asyncio.wait_for(heard.get(), 5) == "second"
     listening.cancel()
     assert await asyncio.wait_for(heard.get(), 5) == "lost"
+
+
+async def test_a_pooler_that_keeps_notifications_is_noticed(settings: Settings) -> None:
+    """Where LISTEN succeeds and nothing is ever heard, nobody is told that changes are, and the error says why."""
+    pooler = await asyncio.start_server(without_notifications(settings), "127.0.0.1", 0)
+    path, port = urlsplit(url_of(settings)).path, pooler.sockets[0].getsockname()[1]
+    url = SecretStr(f"postgresql://uc@127.0.0.1:{port}{path}?sslmode=disable")
+    told: list[str] = []
+    pooled = with_timeout(settings.model_copy(update={"database_url": url}), 1)
+    with pytest.raises(DatabaseUnavailable, match="pooler in transaction mode"):
+        await changes._listen_once(pooled, told.append, lambda: told.append("ready"), lambda: told.append("lost"))
+    assert told == []
+    pooler.close()
+
+
+def without_notifications(
+    settings: Settings,
+) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """Passes on all that PostgreSQL says but its notifications (messages of type A)."""
+    (directory,) = parse_qs(urlsplit(url_of(settings)).query)["host"]
+
+    async def connected(from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_unix_connection(f"{directory}/.s.PGSQL.{PORT}")
+
+        async def up() -> None:
+            while data := await from_client.read(65_536):
+                to_server.write(data)
+            to_server.close()
+
+        async def down() -> None:
+            with suppress(asyncio.IncompleteReadError):
+                while True:
+                    head = await from_server.readexactly(5)
+                    body = await from_server.readexactly(int.from_bytes(head[1:], "big") - 4)
+                    if head[:1] != b"A":
+                        to_client.write(head + body)
+            to_client.close()
+
+        await asyncio.gather(up(), down())
+
+    return connected
 
 
 def url_of(settings: Settings) -> str:

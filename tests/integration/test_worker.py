@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,18 @@ async def test_connections_are_at_hand(database_url: str, tmp_path: Path, db: Da
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT'"
     assert await db.fetchval(query) == 2
     await worker.stop()
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+async def test_what_is_there_after_the_start_is_not_collected(database_url: str, tmp_path: Path, wanted: str) -> None:
+    """Where the setting says so, a started worker's objects are out of the garbage collector's way, else never."""
+    file = tmp_path / "uc.yaml"
+    file.write_text(f"process: {{freeze_after_start: {wanted}}}\n")
+    environment = {"UC_STATE_DIR": str(tmp_path), "UC_DATABASE_URL": database_url, "UC_CONFIG": str(file)}
+    worker = Worker(settings_module.load(environment))
+    try:
+        await worker.ready()
+        assert (gc.get_freeze_count() > 0) is (wanted == "true")
+    finally:
+        gc.unfreeze()
+        await worker.stop()

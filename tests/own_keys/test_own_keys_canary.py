@@ -14,8 +14,10 @@ from tests.acceptance.conftest import clone
 from uc_litellm_plugin.settings import Settings
 
 USERS, CALLS = 10, 160
-# What LiteLLM holds of an answer that it stopped reading early is held until that goes.
-MOST_IN_MEMORY = 0.5
+# What LiteLLM has stopped reading early is garbage until it is collected.
+MOST_IN_MEMORY = 0.1
+# aiohttp has the headers of the last answer on each idle connection, and some providers here repeat keys there.
+OF_CONNECTIONS = "aiohttp._http_parser.HttpResponseParser"
 LOOKED_AT = {
     *("async_pre_call_hook", "async_pre_call_deployment_hook", "async_filter_deployments", "log_pre_api_call"),
     *("async_log_success_event", "async_log_failure_event", "async_logging_hook", "async_post_call_success_hook"),
@@ -59,5 +61,7 @@ def test_everything_was_looked_at(run: Run, findings: Findings) -> None:
 
 
 def test_memory(findings: Findings) -> None:
-    """When all calls have ended the worker's memory has next to no key, and none but in what was left unread."""
+    """When all calls have ended the worker's memory has next to no key, and none after a garbage collection but where a
+    provider repeated it in a header of the last answer on an idle connection."""
     assert sum(findings.in_memory.values()) <= CALLS * MOST_IN_MEMORY
+    assert [holder for holder in findings.kept if OF_CONNECTIONS not in holder] == []

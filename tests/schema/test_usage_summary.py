@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 
 from tests.schema.conftest import Connect
 from tests.schema.ledger import Connection
 
+SQL = Path(__file__).parents[2] / "sql"
 CALLS = """
 INSERT INTO llm_usage_log (user_id, provider, model, power_level, prompt_tokens, completion_tokens, total_tokens,
-    cost_credits, request_id, latency_ms, tokens_per_second, success, byok_used, created_at) VALUES
-('ann', 'openai', 'gpt-4o', 'eco', 10, 20, 30, 1.5, 'a', 100, 10, true, false, '2026-03-01 00:00:00Z'),
-('ann', 'openai', 'gpt-4o', 'eco', 20, 20, 40, 0.5, 'b', 200, 20, true, true, '2026-03-01 23:59:59.9Z'),
-('ann', 'openai', 'gpt-4o', 'eco', 5, 0, 5, 0, 'c', 300, NULL, false, false, '2026-03-01 12:00Z'),
-('ann', 'openai', 'gpt-4o', 'eco', 1, 1, 2, 0, 'd', 300, NULL, true, false, '2026-03-02 00:00Z'),
-('ann', 'openai', 'gpt-4o', 'precision', 1, 1, 2, 0, 'e', NULL, NULL, true, false, '2026-03-01 12:00Z'),
-('bob', 'openai', 'gpt-4o', 'eco', 1, 1, 2, 0, 'f', 300, NULL, true, false, '2026-03-01 12:00Z')
+    reasoning_tokens, cost_credits, cost_usd, request_id, latency_ms, tokens_per_second, success, byok_used,
+    created_at) VALUES
+('ann', 'openai', 'gpt-4o', 'eco', 10, 20, 30, 7, 1.5, 0.15, 'a', 100, 10, true, false, '2026-03-01 00:00:00Z'),
+('ann', 'openai', 'gpt-4o', 'eco', 20, 20, 40, 4, 0.5, 0.25, 'b', 200, 20, true, true, '2026-03-01 23:59:59.9Z'),
+('ann', 'openai', 'gpt-4o', 'eco', 5, 0, 5, 0, 0, NULL, 'c', 300, NULL, false, true, '2026-03-01 12:00Z'),
+('ann', 'openai', 'gpt-4o', 'eco', 1, 1, 2, 0, 0, 0, 'd', 300, NULL, true, false, '2026-03-02 00:00Z'),
+('ann', 'openai', 'gpt-4o', 'precision', 1, 1, 2, 0, 0, 0, 'e', NULL, NULL, true, false, '2026-03-01 12:00Z'),
+('bob', 'openai', 'gpt-4o', 'eco', 1, 1, 2, 0, 0, 0, 'f', 300, NULL, true, false, '2026-03-01 12:00Z')
 """
 
 
@@ -33,10 +37,11 @@ async def test_contents(db: Connection) -> None:
     assert dict(row or {}) == {
         "user_id": "ann", "provider": "openai", "model": "gpt-4o", "power_level": "eco", "date": date(2026, 3, 1),
         "request_count": 3, "success_count": 2, "error_count": 1, "total_prompt_tokens": 35,
-        "total_completion_tokens": 40,
+        "total_completion_tokens": 40, "total_reasoning_tokens": 11,
         "total_tokens": 75, "avg_tokens_per_request": Decimal("25.00"), "total_cost": Decimal("2.000000"),
         "avg_cost_per_request": Decimal("0.666667"), "avg_latency_ms": Decimal("200.00"), "p95_latency_ms": 290.0,
-        "avg_tokens_per_second": Decimal("15.000"), "success_rate": Decimal("66.67"), "byok_requests": 1,
+        "avg_tokens_per_second": Decimal("15.000"), "success_rate": Decimal("66.67"), "byok_requests": 2,
+        "total_byok_cost_usd": Decimal("0.25"),
     }  # fmt: skip
 
 
@@ -72,3 +77,20 @@ async def test_readers_are_not_blocked(db: Connection, connect: Connect) -> None
         await db.fetchval("SELECT refresh_usage_summary()")
         assert await other.fetchval("SELECT count(*) FROM llm_usage_summary") == 0
     assert await other.fetchval("SELECT count(*) FROM llm_usage_summary") == 4
+
+
+async def test_an_older_view_is_replaced(db: Connection) -> None:
+    """The view of an older database gets its new columns, filled, and who could read it still can."""
+    old, new = (next(SQL.glob(f"{number}_*.sql")).read_text() for number in ("0004", "0009"))
+    role = f"uc_test_{uuid.uuid4().hex[:8]}"
+    await db.execute(f"CREATE ROLE {role}; DROP MATERIALIZED VIEW llm_usage_summary")
+    await db.execute(old)
+    await db.execute(f"{CALLS}; GRANT SELECT ON llm_usage_summary TO {role}")
+    try:
+        await db.execute(new)
+        assert await db.fetchval("SELECT sum(total_reasoning_tokens) FROM llm_usage_summary") == 11
+        assert await db.fetchval(f"SELECT has_table_privilege('{role}', 'uc.llm_usage_summary', 'SELECT')")
+        await db.execute(new)
+        assert await db.fetchval("SELECT refresh_usage_summary()") == "refreshed"
+    finally:
+        await db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")

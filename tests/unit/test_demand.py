@@ -50,6 +50,12 @@ def test_the_bound_is_not_wild(kind: str, model: str) -> None:
     assert bound(chat(text), model) <= len(json.dumps(text, ensure_ascii=False).encode()) + 200
 
 
+@pytest.mark.parametrize(("text", "most"), [("3f9a07be41d8", 0.87), ("a.b,c;d(e)f", 0.95), ("ab12", 0.72)])
+def test_letters_between_digits_and_symbols(text: str, most: float) -> None:
+    """Tokenizers that cut letters off digits and symbols, as Gemma's does, count no more than the bound."""
+    assert bound(chat(text * 200), "gemini-2.5-pro") >= most * len(text) * 200
+
+
 def test_long_texts_are_counted_in_pieces() -> None:
     """A text of many pieces counts at least what it counts as a whole, and very long ones their bytes."""
     text = some_code(random.Random(3), 60_000)
@@ -57,6 +63,38 @@ def test_long_texts_are_counted_in_pieces() -> None:
     assert tokens.count("é" * 2_000_001, TOKENIZER) == 4_000_002
     assert tokens.count("", TOKENIZER) == 0
     assert tokens.count("<|endoftext|>\ud800", TOKENIZER) > 1
+
+
+def test_whole_pieces_are_counted_once() -> None:
+    """A conversation that goes on is counted from where it went on, to the same sum."""
+    asked: list[str] = []
+
+    def tokenizer(text: str) -> int:
+        asked.append(text)
+        return TOKENIZER(text)
+
+    remembering = tokens.remembering(tokenizer)
+    begun = some_code(random.Random(5), 30_000)
+    gone_on = begun + begun[:3_000]
+    tokens.count(begun, remembering)
+    before = len(asked)
+    assert tokens.count(gone_on, remembering) == tokens.count(gone_on, TOKENIZER)
+    assert len(asked) - before <= 2
+
+
+def test_few_counts_are_remembered() -> None:
+    """What is kept has a bound: the oldest count goes first."""
+    asked: list[str] = []
+
+    def tokenizer(text: str) -> int:
+        asked.append(text)
+        return 1
+
+    remembering = tokens.remembering(tokenizer, most=2)
+    first, second, third = (letter * 5_000 for letter in "abc")
+    for text in (first, second, third, third, first):
+        remembering(text)
+    assert asked == [first, second, third, first]
 
 
 @pytest.mark.parametrize(

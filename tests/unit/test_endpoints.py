@@ -296,6 +296,17 @@ async def test_a_name_that_changes_its_mind(respx_mock: respx.MockRouter) -> Non
 
 
 @respx.mock(using="httpcore")
+async def test_no_cookies(respx_mock: respx.MockRouter) -> None:
+    """What a server sets for one user's request does not go along with the next."""
+    route = respx_mock.get(f"https://{PUBLIC}/").respond(200, headers={"set-cookie": "session=ann; Path=/"})
+    async with endpoints.client(rules(), names()) as client:
+        for _ in range(2):
+            await client.get("https://api.example.com/")
+        assert not list(client.cookies.jar)
+    assert ["cookie" in call.request.headers for call in route.calls] == [False, False]
+
+
+@respx.mock(using="httpcore")
 async def test_redirects_are_not_followed(respx_mock: respx.MockRouter) -> None:
     """A server that sends the caller elsewhere is answered by nobody: the redirect is the answer."""
     respx_mock.get(f"https://{PUBLIC}/").respond(302, headers={"location": "https://169.254.169.254/"})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
+import tracemalloc
+import types
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -19,10 +22,11 @@ from tests.unit.samples import candidate, held_call
 from tests.unit.test_redaction import Pieces
 from uc_litellm_plugin import injection, redaction
 from uc_litellm_plugin.call import CURRENT, Attempt, Call
-from uc_litellm_plugin.errors import DamagedKey
+from uc_litellm_plugin.errors import DamagedKey, UnknownSealingKey, VaultError
 from uc_litellm_plugin.injection import Injection
 from uc_litellm_plugin.plan import OWN_KEY_MARK
 from uc_litellm_plugin.provider_key import ProviderKey
+from uc_litellm_plugin.refusals import Refused
 from uc_litellm_plugin.vault import Sealed, Secret
 
 KEY = "sk-cnry-0123456789abcdef"
@@ -221,16 +225,116 @@ def test_the_pinned_client_sends_no_other_key(door: Injection, pinned: httpx.Asy
     assert asyncio.run(work()).json()["headers"]["x-api-key"] == name
 
 
-def test_a_damaged_key(pinned: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that does not open fails before anything is asked of LiteLLM."""
+@pytest.mark.parametrize("fault", [DamagedKey(), UnknownSealingKey("53dae81cfabf")])
+def test_a_key_that_does_not_open(
+    pinned: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: VaultError
+) -> None:
+    """It fails before anything is asked of LiteLLM: its owner is told what to do, the operator by the log."""
     monkeypatch.setattr(httpx.AsyncClient, "send", httpx.AsyncClient.send)
 
-    def damaged(key: ProviderKey) -> Secret:
-        raise DamagedKey
+    def closed(key: ProviderKey) -> Secret:
+        raise fault
 
     call = begun(key := own_key())
-    with pytest.raises(DamagedKey):
-        Injection(damaged, pinned).inject(call, key, {})
+    with pytest.raises(Refused, match="Your own key 'default' for openai does not open here") as raised:
+        Injection(closed, pinned).inject(call, key, {})
+    assert raised.value.to_dict()["code"] == fault.code
+    assert raised.value.status_code == 403
+    assert "53dae81cfabf" not in raised.value.message
+    assert (str(key.id) in caplog.text, str(fault) in caplog.text) == (True, True)
+
+
+def test_a_key_whose_time_has_come(door: Injection) -> None:
+    """A key that expires between the plan and the attempt is not used."""
+    call = begun(key := own_key(expires_at=datetime.now(timezone.utc)))
+    with pytest.raises(Refused, match="past its time"):
+        door.inject(call, key, {})
+
+
+def test_a_request_that_is_cancelled(door: Injection) -> None:
+    """An answer whose reader is cancelled is closed at once, and its connection with it."""
+    call = begun(key := own_key())
+    pieces = Hanging()
+
+    async def work() -> None:
+        CURRENT.set(call)
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=pieces))
+        async with httpx.AsyncClient(transport=transport) as client:
+            task = asyncio.ensure_future(client.post(URL, headers={"x-api-key": stand_in(door, call, key)}))
+            await pieces.read.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(work())
+    assert pieces.closed
+
+
+def test_a_request_that_is_cancelled_while_it_is_sent(door: Injection) -> None:
+    """What is raised then has no frame in which the request stands as it was sent."""
+    call = begun(key := own_key())
+    reached = asyncio.Event()
+
+    async def hang(request: httpx.Request) -> httpx.Response:
+        sent_with = request.headers["x-api-key"]
+        reached.set()
+        await asyncio.Event().wait()
+        raise AssertionError(sent_with)
+
+    async def work() -> list[str]:
+        CURRENT.set(call)
+        async with httpx.AsyncClient(transport=httpx.MockTransport(hang)) as client:
+            task = asyncio.ensure_future(client.post(URL, headers={"x-api-key": stand_in(door, call, key)}))
+            await reached.wait()
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError as error:
+                return [name for frame in frames(error) for name in frame.f_locals]
+            raise AssertionError("nothing was cancelled")
+
+    assert "sent_with" not in asyncio.run(work())
+
+
+def frames(error: BaseException) -> list[types.FrameType]:
+    found, at = [], error.__traceback__
+    while at is not None:
+        found.append(at.tb_frame)
+        at = at.tb_next
+    return found
+
+
+class Hanging(Pieces):
+    """A body that begins and does not go on."""
+
+    def __init__(self) -> None:
+        super().__init__(b"{")
+        self.read = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"{"
+        self.read.set()
+        await asyncio.Event().wait()
+
+
+def test_the_end_of_a_call(door: Injection) -> None:
+    """What a call leaves unread is closed with it."""
+    call = begun(key := own_key())
+    pieces = Pieces(b"data: 1\n\n", b"data: 2\n\n")
+
+    async def work() -> None:
+        CURRENT.set(call)
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=pieces))
+        client = httpx.AsyncClient(transport=transport)
+        request = client.build_request("POST", URL, headers={"x-api-key": stand_in(door, call, key)})
+        answer = await client.send(request, stream=True)
+        async for _ in answer.aiter_raw():
+            break
+        injection.close_unread(call)
+        await asyncio.wait(injection._CLOSING)
+
+    asyncio.run(work())
+    assert pieces.closed
 
 
 def test_not_in_logs(door: Injection, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,6 +364,35 @@ def test_a_deployment_without_the_platforms_key() -> None:
     }  # fmt: skip
     assert made["model_info"] == {"id": "d1#byok", "quality_score": 5}
     assert (params["api_key"], deployment["model_info"]["id"]) == ("sk-platform", "d1")  # type: ignore[index]
+
+
+def test_a_thousand_keys(door: Injection, pinned: httpx.AsyncClient) -> None:
+    """What a thousand keys leave behind, half of them with addresses of their own, is next to nothing."""
+
+    async def work(keys: int) -> None:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, json={"key": KEY}))
+        async with httpx.AsyncClient(transport=transport) as client:
+            for number in range(keys):
+                key = own_key(api_base="https://llm.example.com/v1" if number % 2 else None)
+                call = begun(key)
+                CURRENT.set(call)
+                made = door.inject(call, key, {"model": "m"})
+                by = pinned if key.api_base else client
+                answer = await by.post(URL, headers={"x-api-key": made["api_key"]})
+                assert KEY not in answer.text
+
+    asyncio.run(work(100))
+    gc.collect()
+    tracemalloc.start()
+    asyncio.run(work(1_000))
+    CURRENT.set(None)
+    gc.collect()
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(f"1,000 keys more: {left / 1000:.0f} kB left, at most {peak / 1e6:.1f} MB at a time")
+    assert left < 100_000
+    assert not len(injection._UNREAD)
+    assert not redaction._in_use
 
 
 class _Failure(Exception):

@@ -94,6 +94,24 @@ def test_only_own() -> None:
     assert names(spread([], *candidates)) == ["b"]
 
 
+STAND_INS = (at("a"), at("b", "anthropic", group="stand-in"), at("c", "groq", group="last"))
+NEVER_THERE = own_key("anthropic")
+IN_GROUPS: dict[str, tuple[list[ProviderKey], list[str]]] = {
+    "credits": ([own_key("anthropic", **CREDITS)], ["a", "b#byok", "b", "c"]),
+    "never, from its group on": ([NEVER_THERE], ["a", "b#byok"]),
+    "never and unusable": ([own_key("anthropic", **PAST)], ["a"]),
+    "never in the first": ([own_key()], ["a#byok"]),
+    "never before credits": ([NEVER_THERE, own_key("groq", **CREDITS)], ["a", "b#byok", "c#byok"]),
+}
+
+
+@pytest.mark.parametrize("case", IN_GROUPS)
+def test_groups_that_stand_in(case: str) -> None:
+    """A key for a group that only stands in takes no call away from the group that was asked for."""
+    keys, expected = IN_GROUPS[case]
+    assert names(spread(keys, *STAND_INS)) == expected
+
+
 def test_groups_of_litellms_own_strategy() -> None:
     """A group that the plan does not order takes no keys of users."""
     assert names(spread([own_key()], at("a", ours=False))) == ["a"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
+import html
 import io
 import itertools
 import json
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
@@ -24,6 +27,13 @@ from uc_litellm_plugin.vault import Secret
 KEY = "sk-cnry-0123456789abcdef"
 # With all that JSON and URLs write in another way.
 ODD_KEY = 'a"b\\c/d+e=f&g%h'
+
+
+def written(key: str) -> list[str]:
+    """A key as it is, and as JSON, PHP's JSON, URLs and HTML write it."""
+    in_json, in_url = json.dumps(key)[1:-1], quote(key, safe="")
+    lower = re.sub("%..", lambda found: found[0].lower(), in_url)
+    return [key, in_json, in_json.replace("/", "\\/"), in_url, lower, html.escape(key)]
 
 
 class Pieces(httpx.AsyncByteStream):
@@ -55,16 +65,42 @@ def read(response: httpx.Response) -> bytes:
 
 
 @pytest.mark.parametrize("key", [KEY, ODD_KEY])
-@given(cuts=st.lists(st.integers(0, 200), max_size=12), seed=st.integers(0, 9))
+@given(cuts=st.lists(st.integers(0, 400), max_size=12), seed=st.integers(0, 9))
 def test_in_any_pieces(key: str, cuts: list[int], seed: int) -> None:
     """However a body is cut into pieces, no form of the key is in it, and all else is as it was."""
-    forms = [key, json.dumps(key)[1:-1], quote(key, safe=""), key[:5], "text"]
+    forms = [*written(key), key[:5], "text"]
     parts = random.Random(seed).choices(forms, k=9)
     body = "|".join(parts).encode()
     places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
     pieces = [body[a:b] for a, b in itertools.pairwise(places)]
-    expected = "|".join(REDACTED if part in forms[:3] else part for part in parts).encode()
+    expected = "|".join(REDACTED if part in forms[:-2] else part for part in parts).encode()
     assert read(answer(*pieces, key=key)) == expected
+
+
+@pytest.mark.parametrize("key", [KEY, ODD_KEY, "k" * 512])
+@pytest.mark.parametrize("lead", ["", "Bearer ", "user:", "x:"])
+def test_in_base64(key: str, lead: str) -> None:
+    """A key within a text in base64, of either alphabet, is gone but for a character at its ends."""
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        told = read(answer(b'{"sent": "', encode(f"{lead}{key}!".encode()), b'"}', key=key)).decode()
+        assert REDACTED in told
+        assert len(told) < len('{"sent": ""}') + len(REDACTED) + len(encode(lead.encode())) + 8
+
+
+def test_a_short_key() -> None:
+    """A key so short that base64 of it could be anything is only looked for as it is."""
+    assert read(answer(b"YWI= ab", key="ab")) == f"YWI= {REDACTED}".encode()
+
+
+def test_the_reason() -> None:
+    """The words beside a status, which httpx has in its errors, have no key, nor has a header's name."""
+    extensions = {"reason_phrase": f"Bad key {KEY}".encode(), "http_version": b"HTTP/1.1"}
+    headers = {f"x-{KEY.upper()}": "1", "x-other": "2"}
+    response = httpx.Response(401, headers=headers, stream=Pieces(b""), extensions=extensions)
+    redaction.clean_answer(response, Secret(KEY))
+    assert response.reason_phrase == f"Bad key {REDACTED}"
+    assert response.http_version == "HTTP/1.1"
+    assert dict(response.headers) == {"x-other": "2"}
 
 
 def test_what_has_come_goes_on() -> None:

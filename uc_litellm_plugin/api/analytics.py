@@ -18,8 +18,6 @@ from .models_usage import Group, GroupBy, Totals, UsageReport
 
 routing = APIRouter(tags=["uc: usage"], route_class=EnvelopeRoute, responses=ERRORS)
 
-# Older days cannot change any more, whatever the summary's schedule (settings: at most a day).
-_DAYS_FROM_LOG = 2
 _SUMS = tuple(Totals.model_fields)
 _COLUMNS = tuple(Group.model_fields)
 # What a spreadsheet would take for a formula.
@@ -42,7 +40,7 @@ async def usage(
     """Usage by provider, model, power level, app or UTC day. Days before yesterday may lack what ended late."""
     today = datetime.now(timezone.utc).date()
     first = today - timedelta(days=days - 1)
-    from_log = first if group_by == "app" else max(first, today - timedelta(days=_DAYS_FROM_LOG - 1))
+    from_log = first if group_by == "app" else max(first, calls.first_logged(today))
     rows = await calls.report(at.worker.database, account.user_id, group_by, first, from_log)
     report = _report(group_by, first, today, [dict(row) for row in rows])
     if format == "csv" or (format is None and "text/csv" in accept.lower()):

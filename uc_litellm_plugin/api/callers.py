@@ -14,8 +14,9 @@ from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from .. import api_routes, identity
 from ..bearers import Actor
 from ..call import Caller
-from ..errors import Forbidden
+from ..errors import Forbidden, NotFound, Refusal
 from ..reception import Reception
+from .envelope import WrongMethod
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,10 @@ async def _actor(
     """Who asks, if this route is open to them; LiteLLM's own authentication knows nothing of our table."""
     actor = identity.actor_of(auth)
     route = api_routes.find(request.method, identity.path_of(request))
-    if route is not None and not route.admits(actor.role):
+    if route is None:
+        # Not in the table, though it may have a handler: Starlette takes a path with a line end behind it for the same.
+        raise nothing_at(request.method, identity.path_of(request))
+    if not route.admits(actor.role):
         raise Forbidden(f"This route is for {route.audience} keys.", code="route_not_allowed")
     await reception_of(request).worker.ready()
     return actor
@@ -79,6 +83,14 @@ async def _acting(
     headers = {name.lower(): value for name, value in request.headers.items()}
     caller = await identity.caller_of(auth, headers, reception_of(request).worker.accounts)
     return Acting(caller, actor)
+
+
+def nothing_at(method: str, path: str) -> Refusal:
+    """What is said of a method and path that are none of our routes."""
+    if methods := api_routes.methods_of(path):
+        allowed = ", ".join(methods)
+        return WrongMethod(f"{method} is not for {path[:200]}; use {allowed}.", headers={"allow": allowed})
+    return NotFound(f"There is no {path[:200]} here; the routes stand in /openapi.json.", code="unknown_route")
 
 
 def note(actor: Actor, action: str, user_id: str, reason: str | None = None) -> None:

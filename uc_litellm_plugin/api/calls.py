@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from ..database import Database, Row
@@ -24,7 +24,9 @@ WHERE user_id = $1 AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3))
 ORDER BY created_at DESC, id DESC LIMIT $8"""  # noqa: S608 - names of ours
 _ONE = f"SELECT {_CALL} FROM llm_usage_log WHERE request_id = $2 AND user_id = $1"  # noqa: S608
 
-# The summary has whole days and is behind by minutes (usage.summary_every_s): the newest days come from the log.
+# The summary has whole days and is behind by minutes (usage.summary_every_s): the newest days come from the log, and
+# older ones cannot change any more, whatever the summary's schedule (settings: at most a day).
+_DAYS_FROM_LOG = 2
 _REPORT = """
 SELECT key::text, sum(requests)::bigint AS requests, sum(successes)::bigint AS successes, sum(errors)::bigint AS errors,
     sum(byok_requests)::bigint AS byok_requests, sum(prompt_tokens)::bigint AS prompt_tokens,
@@ -56,26 +58,44 @@ _KEYS: dict[GroupBy, tuple[str, str]] = {
 }
 _REPORTS = {name: _REPORT.format(summed=summed, logged=logged) for name, (summed, logged) in _KEYS.items()}
 _ACTIVITY = f"""
-SELECT {_DAY}::text AS date, model, provider, count(*) AS requests, sum(cost_credits::numeric) AS cost_credits,
-    coalesce(sum(cost_usd) FILTER (WHERE byok_used), 0) AS byok_usd, sum(prompt_tokens) AS prompt_tokens,
-    sum(completion_tokens) AS completion_tokens, sum(reasoning_tokens) AS reasoning_tokens
-FROM llm_usage_log
-WHERE user_id = $1 AND created_at >= ($2::date::timestamp AT TIME ZONE 'UTC')
-    AND created_at < ($3::date::timestamp AT TIME ZONE 'UTC')
-GROUP BY 1, 2, 3 ORDER BY 1 DESC, cost_credits DESC, 2, 3 LIMIT $4"""  # noqa: S608
-_PERIODS = """
+SELECT date::text, model, provider, sum(requests)::bigint AS requests, sum(cost_credits) AS cost_credits,
+    sum(byok_usd) AS byok_usd, sum(prompt_tokens)::bigint AS prompt_tokens,
+    sum(completion_tokens)::bigint AS completion_tokens, sum(reasoning_tokens)::bigint AS reasoning_tokens
+FROM (
+    SELECT date, model, provider, request_count AS requests, total_cost AS cost_credits,
+        total_byok_cost_usd AS byok_usd, total_prompt_tokens AS prompt_tokens,
+        total_completion_tokens AS completion_tokens, total_reasoning_tokens AS reasoning_tokens
+    FROM llm_usage_summary WHERE user_id = $1 AND date >= $2::date AND date < least($3::date, $4::date)
+    UNION ALL
+    SELECT {_DAY}, model, provider, count(*), sum(cost_credits::numeric),
+        coalesce(sum(cost_usd) FILTER (WHERE byok_used), 0), sum(prompt_tokens), sum(completion_tokens),
+        sum(reasoning_tokens)
+    FROM llm_usage_log
+    WHERE user_id = $1 AND created_at >= (greatest($2::date, $4::date)::timestamp AT TIME ZONE 'UTC')
+        AND created_at < ($3::date::timestamp AT TIME ZONE 'UTC')
+    GROUP BY 1, 2, 3
+) AS part
+GROUP BY date, model, provider ORDER BY date DESC, cost_credits DESC, model, provider LIMIT $5"""  # noqa: S608
+_PERIODS = f"""
 SELECT
-    coalesce(sum(cost_credits::numeric) FILTER (WHERE created_at >= day), 0) AS usage_daily,
-    coalesce(sum(cost_credits::numeric) FILTER (WHERE created_at >= week), 0) AS usage_weekly,
-    coalesce(sum(cost_credits::numeric) FILTER (WHERE created_at >= month), 0) AS usage_monthly,
-    coalesce(sum(cost_usd) FILTER (WHERE byok_used AND created_at >= day), 0) AS byok_usage_daily,
-    coalesce(sum(cost_usd) FILTER (WHERE byok_used AND created_at >= week), 0) AS byok_usage_weekly,
-    coalesce(sum(cost_usd) FILTER (WHERE byok_used AND created_at >= month), 0) AS byok_usage_monthly
-FROM llm_usage_log, (
-    SELECT date_trunc('day', now(), 'UTC') AS day, date_trunc('week', now(), 'UTC') AS week,
-        date_trunc('month', now(), 'UTC') AS month
-) AS begins
-WHERE user_id = $1 AND created_at >= least(week, month)"""
+    coalesce(sum(cost_credits) FILTER (WHERE date >= day), 0) AS usage_daily,
+    coalesce(sum(cost_credits) FILTER (WHERE date >= week), 0) AS usage_weekly,
+    coalesce(sum(cost_credits) FILTER (WHERE date >= month), 0) AS usage_monthly,
+    coalesce(sum(byok_usd) FILTER (WHERE date >= day), 0) AS byok_usage_daily,
+    coalesce(sum(byok_usd) FILTER (WHERE date >= week), 0) AS byok_usage_weekly,
+    coalesce(sum(byok_usd) FILTER (WHERE date >= month), 0) AS byok_usage_monthly
+FROM (
+    SELECT $2::date AS day, date_trunc('week', $2::date::timestamp)::date AS week,
+        date_trunc('month', $2::date::timestamp)::date AS month
+) AS begins, (
+    SELECT date, total_cost AS cost_credits, total_byok_cost_usd AS byok_usd
+    FROM llm_usage_summary WHERE user_id = $1 AND date >= $3::date AND date < $4::date
+    UNION ALL
+    SELECT {_DAY}, sum(cost_credits::numeric), sum(cost_usd) FILTER (WHERE byok_used)
+    FROM llm_usage_log
+    WHERE user_id = $1 AND created_at >= (greatest($3::date, $4::date)::timestamp AT TIME ZONE 'UTC')
+    GROUP BY 1
+) AS part"""  # noqa: S608
 
 MOST_GROUPS = 1000
 MOST_ACTIVITY = 10_000
@@ -126,15 +146,21 @@ async def report(database: Database, user_id: str, group_by: GroupBy, first_day:
     return await _at_leisure(database, _REPORTS[group_by], user_id, first_day, from_log)
 
 
-async def activity(database: Database, user_id: str, first_day: date, until: date) -> list[Row]:
+async def activity(database: Database, user_id: str, first_day: date, until: date, today: date) -> list[Row]:
     """Sums by UTC day, model and provider, newest day first; raises as `report`."""
-    return await _at_leisure(database, _ACTIVITY, user_id, first_day, until, MOST_ACTIVITY)
+    return await _at_leisure(database, _ACTIVITY, user_id, first_day, until, first_logged(today), MOST_ACTIVITY)
 
 
-async def periods(database: Database, user_id: str) -> Row:
-    """What was spent in this UTC day, week and month; raises as `report`."""
-    (row,) = await _at_leisure(database, _PERIODS, user_id)
+async def periods(database: Database, user_id: str, today: date) -> Row:
+    """What was spent in this UTC day, in its week and in its month; raises as `report`."""
+    first_day = min(today - timedelta(days=today.weekday()), today.replace(day=1))
+    (row,) = await _at_leisure(database, _PERIODS, user_id, today, first_day, first_logged(today))
     return row
+
+
+def first_logged(today: date) -> date:
+    """The first day of which the summary may still lack calls."""
+    return today - timedelta(days=_DAYS_FROM_LOG - 1)
 
 
 async def _at_leisure(database: Database, statement: str, *args: str | date | int) -> list[Row]:

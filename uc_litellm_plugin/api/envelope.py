@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -54,6 +55,16 @@ class KeyClosed(Refusal):
     default_code = "key_closed"
 
 
+class StrictRequest(Request):
+    """A request in whose JSON each name stands once: of two amounts neither is a safe guess."""
+
+    async def json(self) -> Any:
+        """The body; raises `BadRequest` and ValueError."""
+        if not hasattr(self, "_json"):
+            self._json = json.loads(await self.body(), object_pairs_hook=_named_once, parse_constant=_no_number)
+        return self._json
+
+
 class EnvelopeRoute(APIRoute):
     """A route whose handler raises refusals; `route_class` of our routers."""
 
@@ -63,8 +74,9 @@ class EnvelopeRoute(APIRoute):
 
         async def answer(request: Request) -> Response:
             try:
-                await _read_bounded(request)
-                return await handle(request)
+                sent = StrictRequest(request.scope, request.receive)
+                await _read_bounded(sent)
+                return await handle(sent)
             except ProxyException:
                 raise  # LiteLLM's authentication; its handler writes the same envelope.
             except Exception as error:
@@ -94,7 +106,20 @@ async def _read_bounded(request: Request) -> None:
     request.scope["parsed_body"] = ((), {})
 
 
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadRequest("A field stands twice in an object of the body.", code="invalid_json")
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise BadRequest(f"{name} is no number of JSON.", code="invalid_json")
+
+
 def _as_refusal(error: Exception) -> Refusal:
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, Refusal):
+        error = error.__cause__  # FastAPI wraps what comes up while it reads the body.
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError):

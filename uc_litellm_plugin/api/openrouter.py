@@ -19,6 +19,8 @@ from .models_openrouter import Data, OrActivity, OrCredits, OrGeneration, OrKey,
 routing = APIRouter(tags=["uc: OpenRouter's shapes"], route_class=EnvelopeRoute, responses=ERRORS)
 
 _ACTIVITY_DAYS = 30
+# Python 3.11 and later take other forms, too.
+_DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _KEY = "SELECT name, key_hint, expires_at FROM user_api_keys WHERE id = $1::text::uuid"
 
 
@@ -36,7 +38,8 @@ async def credits(account: Account, at: At) -> Data[OrCredits]:
 async def key(account: Account, at: At) -> Data[OrKey]:
     """The key that asks, its account's usage and limit, as OpenRouter's GET /api/v1/key."""
     balance = dict(await statements.balance(at.worker.database, account.user_id))
-    usage = dict(await calls.periods(at.worker.database, account.user_id))
+    today = datetime.now(timezone.utc).date()
+    usage = dict(await calls.periods(at.worker.database, account.user_id, today))
     row = None
     if account.actor.key_id is not None:
         row = await at.worker.database.fetchrow(_KEY, account.actor.key_id, idempotent=True)
@@ -56,7 +59,9 @@ async def generation(
 
 @routing.get("/activity")
 async def activity(
-    account: Account, at: At, date: Annotated[str | None, Query(description="A single UTC day, YYYY-MM-DD.")] = None
+    account: Account,
+    at: At,
+    date: Annotated[str | None, Query(pattern=_DAY, description="A single UTC day, YYYY-MM-DD.")] = None,
 ) -> Everything[OrActivity]:
     """Usage by UTC day, model and provider over the last 30 whole days, as OpenRouter's GET /api/v1/activity."""
     today = datetime.now(timezone.utc).date()
@@ -64,7 +69,7 @@ async def activity(
     if date is not None:
         first = _day(date, first, today)
         until = first + timedelta(days=1)
-    rows = await calls.activity(at.worker.database, account.user_id, first, until)
+    rows = await calls.activity(at.worker.database, account.user_id, first, until, today)
     return Everything(data=[_activity(dict(row)) for row in rows])
 
 

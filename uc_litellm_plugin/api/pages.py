@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi import Query
 
 from ..errors import BadRequest
-from .models import Moment
+from .models import Moment, Text
 
 T = TypeVar("T")
 Part = int | str | datetime | UUID
@@ -27,7 +27,7 @@ Cursor = Annotated[
 ]
 From = Annotated[Moment | None, Query(alias="from", description="Not before this time.")]
 To = Annotated[Moment | None, Query(description="Before this time.")]
-Filter = Annotated[str | None, Query(min_length=1, max_length=255)]
+Filter = Annotated[Text | None, Query()]
 
 
 def cursor_after(*place: Part) -> str:

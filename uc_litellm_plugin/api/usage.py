@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -29,6 +29,7 @@ RequestId = Annotated[
     Path(min_length=1, max_length=255, description="As in the header x-uc-request-id.",
          examples=["6b1f0a9e-3f1c-4e52-9a53-0d6a1f2f7c11"]),
 ]  # fmt: skip
+_DIGITS = 30
 _STATES: Mapping[str, State] = {"hold": "running", "release": "released", "expire": "expired", "debit": "settled"}
 
 
@@ -100,6 +101,15 @@ def _terms(metadata: Mapping[str, Any]) -> dict[str, Any]:
     prices, most = known.pop("prices", None), known.pop("max_output_tokens", None)
     return {
         **{name: str(value) for name, value in known.items() if isinstance(value, str | int | float)},
-        "prices": {name: str(price) for name, price in prices.items()} if isinstance(prices, dict) else None,
+        "prices": {name: _plain(price) for name, price in prices.items()} if isinstance(prices, dict) else None,
         "max_output_tokens": most if isinstance(most, int) else None,
     }
+
+
+def _plain(price: object) -> str:
+    """A price without an exponent, where it is one that anybody could have."""
+    try:
+        number = Decimal(str(price))
+    except InvalidOperation:
+        return str(price)
+    return f"{number:f}" if abs(number.adjusted()) < _DIGITS else str(price)

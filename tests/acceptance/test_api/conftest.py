@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import config, paid_proxy
 from tests.acceptance.test_api.client import Client
-from tests.proxy import Proxy
+from tests.proxy import GPT_MINI_PRICES, Json, Proxy, deployment
 from tests.upstream import Upstream
 from uc_litellm_plugin import vault
+from uc_litellm_plugin.api_routes import PREFIX
 
 SETTINGS = """
 limits: {{api_requests_per_minute: null, failed_keys_per_minute: null}}
@@ -28,7 +30,9 @@ def proxy(running: Upstream, bank: Bank, tmp_path_factory: pytest.TempPathFactor
     settings = Path(tmp_path_factory.mktemp("api"), "uc.yaml")
     settings.write_text(SETTINGS.format(host=running.url.removeprefix("http://")))
     key = vault.new_sealing_key()
-    with paid_proxy(bank.url, config(running.url), UC_CONFIG=str(settings), UC_SEALING_KEYS=key) as proxy:
+    served = config(running.url)
+    served["model_list"].append(deployment("gpt-4o-mini", "openai/gpt-4o-mini", f"{running.url}/v1", GPT_MINI_PRICES))
+    with paid_proxy(bank.url, served, UC_CONFIG=str(settings), UC_SEALING_KEYS=key) as proxy:
         yield proxy
 
 
@@ -70,3 +74,24 @@ def service(as_role: Callable[[str], Client]) -> Client:
 def admin(as_role: Callable[[str], Client]) -> Client:
     """An admin key that names the account."""
     return as_role("admin")
+
+
+@pytest.fixture(scope="session")
+def document(proxy: Proxy) -> Json:
+    """The proxy's own OpenAPI document, with our paths only."""
+    whole: Json = httpx.get(f"{proxy.url}/openapi.json", trust_env=False, timeout=180).json()
+    paths = {path: item for path, item in whole["paths"].items() if path.startswith(f"{PREFIX}/")}
+    return {**whole, "paths": paths}
+
+
+@pytest.fixture
+def levels(bank: Bank) -> Iterator[None]:
+    """Puts back what is done to the power levels, which all tests share."""
+    columns = "name description preferred_providers fallback_strategy cost_multiplier max_latency_ms min_quality_score "
+    columns += "default_max_output_tokens is_active"
+    bank.execute("CREATE TABLE uc.levels_before AS SELECT * FROM uc.power_level_configs")
+    yield
+    bank.execute(
+        f"UPDATE uc.power_level_configs AS c SET {', '.join(f'{name} = b.{name}' for name in columns.split())} "
+        "FROM uc.levels_before AS b WHERE b.power_level = c.power_level; DROP TABLE uc.levels_before"
+    )

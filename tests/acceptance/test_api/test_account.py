@@ -6,7 +6,7 @@ import csv
 import io
 import time
 import uuid
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 
 import httpx
@@ -140,6 +140,7 @@ def test_usage_and_story(proxy: Proxy, bank: Bank, account: Account, user: Clien
     assert story["terms"]["cost_multiplier"] == "1.0000"
     assert Decimal(story["terms"]["held"]) == Decimal(story["transactions"][0]["held_delta"])
     assert story["terms"]["deployment"] == "dep-gpt-mini"
+    assert story["terms"]["prices"]["input_cost_per_token"] == "0.0000017"
     assert (other.get("/usage")["data"], other.refused("GET", f"/usage/{row['request_id']}")) == (
         [],
         (404, "not_found"),
@@ -182,10 +183,10 @@ def test_usage_in_parts(proxy: Proxy, bank: Bank, account: Account, user: Client
 
 _OLD = """
 INSERT INTO llm_usage_log (user_id, provider, model, power_level, prompt_tokens, completion_tokens, total_tokens,
-    cost_credits, request_id, app_id, latency_ms, success, byok_used, created_at)
-SELECT $1, (ARRAY['openai', 'groq'])[1 + n % 2], 'model-' || n % 3, 'eco', n, 2 * n, 3 * n, n * 0.01,
-    gen_random_uuid()::text, CASE WHEN n % 4 > 0 THEN (ARRAY['=1+1', 'b', 'c'])[n % 4] END, 10 * n, n % 5 > 0,
-    n % 2 = 0, date_trunc('day', now(), 'UTC') - n * interval '12 hours' + interval '11 hours'
+    reasoning_tokens, cost_credits, cost_usd, request_id, app_id, latency_ms, success, byok_used, created_at)
+SELECT $1, (ARRAY['openai', 'groq'])[1 + n % 2], 'model-' || n % 3, 'eco', n, 2 * n, 3 * n, n % 7,
+    n * 0.01, n * 0.001, gen_random_uuid()::text, CASE WHEN n % 4 > 0 THEN (ARRAY['=1+1', 'b', 'c'])[n % 4] END,
+    10 * n, n % 5 > 0, n % 2 = 0, date_trunc('day', now(), 'UTC') - n * interval '12 hours' + interval '11 hours'
 FROM generate_series(1, 40) AS n"""
 
 
@@ -313,11 +314,41 @@ def test_openrouter_shapes(proxy: Proxy, bank: Bank, account: Account, user: Cli
     assert (made["id"], made["model"], made["provider_name"]) == (row["request_id"], row["model"], row["provider"])
     assert made["total_cost"] == pytest.approx(float(row["cost_credits"]))
     assert other.refused("GET", f"/generation?id={row['request_id']}") == (404, "not_found")
+
+
+def test_openrouter_sums(bank: Bank, account: Account, user: Client) -> None:
+    """Activity and periods are the sums of the log, though days before yesterday come from the summary."""
+    bank.rows(_OLD, account.user_id)
+    bank.rows("SELECT refresh_usage_summary()")
+    today, rows = datetime.now(timezone.utc).date(), bank.usage(account)
+    old = [row for row in rows if today - timedelta(days=30) <= row["created_at"].date() < today]
     days = user.get("/activity")["data"]
-    today = datetime.now(timezone.utc).date()
-    assert sum(day["requests"] for day in days) == sum(row["created_at"].date() < today for row in bank.usage(account))
-    assert user.get("/activity", date=days[0]["date"])["data"] == [d for d in days if d["date"] == days[0]["date"]]
+    by_place: dict[tuple[str, ...], list[Json]] = {}
+    for row in old:
+        by_place.setdefault((str(row["created_at"].date()), row["model"], row["provider"]), []).append(row)
+    places = [(day["date"], day["model"], day["provider_name"]) for day in days]
+    assert sorted(places) == sorted(by_place)
+    for day, place in zip(days, places, strict=True):
+        mine = by_place[place]
+        assert day["requests"] == len(mine)
+        assert day["usage"] == pytest.approx(float(sum(row["cost_credits"] for row in mine)))
+        own = sum(row["cost_usd"] for row in mine if row["byok_used"])
+        assert day["byok_usage_inference"] == pytest.approx(float(own))
+        for name in ("prompt_tokens", "completion_tokens", "reasoning_tokens"):
+            assert day[name] == sum(row[name] for row in mine)
+    for name in {day["date"] for day in days}:
+        assert user.get("/activity", date=name)["data"] == [day for day in days if day["date"] == name]
     assert user.refused("GET", "/activity?date=2020-01-01") == (400, "invalid_value")
+    _check_periods(user.get("/key")["data"], rows, today)
+
+
+def _check_periods(key: Json, rows: list[Json], today: date) -> None:
+    week, month = today - timedelta(days=today.weekday()), today.replace(day=1)
+    for name, since in (("daily", today), ("weekly", week), ("monthly", month)):
+        mine = [row for row in rows if row["created_at"].date() >= since]
+        own = sum(row["cost_usd"] for row in mine if row["byok_used"])
+        assert key[f"usage_{name}"] == pytest.approx(float(sum(row["cost_credits"] for row in mine)))
+        assert key[f"byok_usage_{name}"] == pytest.approx(float(own))
 
 
 def test_limit_of_a_key(proxy: Proxy, bank: Bank, account: Account, user: Client) -> None:

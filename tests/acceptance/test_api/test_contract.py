@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.acceptance import table
@@ -38,27 +37,6 @@ ARGUMENTS = ("--phases", "examples,coverage,fuzzing", "--exclude-checks", "posit
              "--exclude-path", f"{PREFIX}/credits/purchase", "--workers", "2", "--no-color", "--warnings", "off",
              "--generation-database", "none")  # fmt: skip
 _GENERATED = re.compile(r"(\d+) generated, (\d+) passed")
-
-
-@pytest.fixture(scope="module")
-def document(proxy: Proxy) -> Json:
-    """The proxy's own OpenAPI document, with our paths only."""
-    whole: Json = httpx.get(f"{proxy.url}/openapi.json", trust_env=False, timeout=180).json()
-    paths = {path: item for path, item in whole["paths"].items() if path.startswith(f"{PREFIX}/")}
-    return {**whole, "paths": paths}
-
-
-@pytest.fixture
-def levels(bank: Bank) -> Iterator[None]:
-    """Puts back what is done to the power levels, which all tests share."""
-    columns = "name description preferred_providers fallback_strategy cost_multiplier max_latency_ms min_quality_score "
-    columns += "default_max_output_tokens is_active"
-    bank.execute("CREATE TABLE uc.levels_before AS SELECT * FROM uc.power_level_configs")
-    yield
-    bank.execute(
-        f"UPDATE uc.power_level_configs AS c SET {', '.join(f'{name} = b.{name}' for name in columns.split())} "
-        "FROM uc.levels_before AS b WHERE b.power_level = c.power_level; DROP TABLE uc.levels_before"
-    )
 
 
 def operations(document: Json) -> Iterator[tuple[str, str, Json]]:

@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.acceptance.bank import Account
+from tests.acceptance.asking import ASKS, asked, post
+from tests.acceptance.bank import Account, Bank
 from tests.acceptance.test_api.client import ENVELOPE, Client
 from tests.proxy import Proxy
+from tests.upstream import Upstream
 from uc_litellm_plugin import api_routes
 from uc_litellm_plugin.api_routes import ROUTES, ApiRoute
 
@@ -30,6 +32,10 @@ BODIES = {
     "NaN": b'{"amount": NaN, "max_latency_ms": Infinity, "package_id": -Infinity}',
     "deep": b'{"metadata": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
     "deeper": b"[" * 60_000,
+    "a field twice": b'{"amount": "1", "amount": "2", "reason": "x", "idempotency_key": "k", "name": "x", "name": "y", '
+    b'"power_level": "eco", "power_level": "eco", "model": "gpt-mini", "model": "gpt-mini", "package_id": 1}',
+    "a field twice, deep": b'{"model": "gpt-mini", "metadata": {"a": [{"b": 1, "b": 2}]}}',
+    "two bodies": b"{}{}",
     "many fields": b"{" + b",".join(b'"f%d": 1' % n for n in range(4000)) + b"}",
     "a field of LiteLLM's": b'{"api_base": "http://x", "user_config": {}, "model": "gpt-mini", "mock_response": "x"}',
 }
@@ -57,6 +63,27 @@ def test_strange_bodies(user: Client, service: Client, admin: Client, name: str)
         if route.method in ("POST", "PUT", "PATCH") and not route.path.endswith("/test"):
             allowed = (400, 200) if route.path.endswith("/explain") or name == "nothing" else (400, 404)
             assert answer.status_code in allowed, (route, name, answer.text)
+
+
+NO_JSON = [
+    *(
+        "{",
+        "{}{}",
+        '{"a": 1, "a": 1}',
+        '{"metadata": {"a": "1", "a": "2"}}',
+        '{"amount": NaN}',
+        '{"amount": -Infinity}',
+    ),
+    '{"metadata": ' + '{"a":' * 10_000 + "1" + "}" * 10_000 + "}",
+]
+
+
+@pytest.mark.parametrize("body", NO_JSON, ids=lambda body: body[:20])
+def test_no_json(user: Client, service: Client, body: str) -> None:
+    """Of two fields of a name none is taken, nor is what only Python takes for JSON: the code says that it is none."""
+    for client, path in ((service, "/credits/debit"), (user, "/route/explain"), (user, "/api-keys")):
+        options = {"content": body.encode(), "headers": {"content-type": "application/json"}}
+        assert client.refused("POST", path, **options) == (400, "invalid_json"), path
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "x"])
@@ -164,6 +191,8 @@ def test_nobody(proxy: Proxy, headers: dict[str, str]) -> None:
 
 UNKNOWN = [
     *(("GET", "/nothing"), ("GET", "/credits/"), ("POST", "/"), ("GET", "/usage/x/y"), ("DELETE", "/users/x")),
+    # Starlette's patterns end before a line end as well as at the end.
+    *(("POST", "/credits/grant%0A"), ("GET", "/credits/balance%0A"), ("GET", "/power-levels%0A")),
     *(("POST", "/credits/balance"), ("PUT", "/api-keys"), ("OPTIONS", "/usage"), ("TRACE", "/usage")),
 ]
 
@@ -187,3 +216,14 @@ def test_litellms_own_errors(proxy: Proxy) -> None:
     assert bad.status_code == 422
     assert "detail" in bad.json()
     assert not ENVELOPE & set(bad.json())
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"'])
+def test_paid_bodies_that_are_no_object(
+    proxy: Proxy, upstream: Upstream, bank: Bank, account: Account, body: bytes
+) -> None:
+    """LiteLLM fails on them before it asks who calls, as docs/compatibility.md says; nothing is held or sent."""
+    for path, _ in ASKS.values():
+        assert post(proxy, account.headers, path, body).status_code in (400, 500), path
+    assert asked(upstream) == []
+    assert [row["transaction_type"] for row in bank.transactions(account)] == ["bonus"]

@@ -1,0 +1,131 @@
+"""What the plugin costs: `python -m bench.ab`, and `python -m bench.ab --short` for a try of a few minutes.
+
+The stock proxy, stock with our recommended settings, and the proxy with the plugin run side by side over the same
+provider and answer in turn: in each round every mix of connections and streaming is put to all three, in random order.
+Each slice is compared with stock's of the same round, so that a machine that slows down slows all. Printed are medians
+of these ratios with their quartiles; `--records` keeps every slice, and slices of earlier sittings in that file count.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import contenders, load, processes, records
+from bench.contenders import NAMES, PLUGIN, STOCK, Contender, Stage
+from bench.provider import ProviderProcess
+from bench.records import Record
+
+PHASES = ["load", "memory", "start"]
+USERS = 200
+MIXES = [(streamed, connections) for streamed in (False, True) for connections in (1, 8, 32)]
+
+
+def headroom(url: str, seconds: float) -> list[str]:
+    """How much faster load generator and provider are than any proxy."""
+    rows = []
+    for streamed, connections in MIXES:
+        slice_ = load.run(url, ["sk-none"], streamed=streamed, connections=connections, seconds=seconds)
+        what = [records.mix(streamed, connections), f"{slice_.per_second:.0f}", f"{slice_.cpu_s / slice_.seconds:.0%}"]
+        rows.append(records.row(what))
+    return [records.row(["directly at the provider", "requests/s", "load generator's CPU"]), records.rule(3), *rows]
+
+
+def measure(one: Contender, stage: Stage, provider: int, streamed: bool, connections: int, seconds: float) -> Record:
+    """One slice, and what it cost whom."""
+    watched = {"worker": [one.worker], "postgres": stage.postgres(), "provider": [provider]}
+    before = {name: processes.cpu_s(pids) for name, pids in watched.items()}
+    slice_ = load.run(one.proxy.url, one.keys[:USERS], streamed=streamed, connections=connections, seconds=seconds)
+    used = {name: processes.cpu_s(pids) - before[name] for name, pids in watched.items()}
+    return Record(
+        one.name, streamed, connections, slice_.seconds, len(slice_.milliseconds), slice_.quantile(0.5),
+        slice_.quantile(0.99), used["worker"], used["postgres"], used["provider"], slice_.cpu_s,
+    )  # fmt: skip
+
+
+def load_phase(stage: Stage, provider: int, rounds: int, seconds: float, dice: random.Random) -> list[Record]:
+    """All rounds."""
+    kept = []
+    with stage.running(NAMES[0]) as a, stage.running(NAMES[1]) as b, stage.running(NAMES[2]) as c:
+        for one in (a, b, c):
+            for streamed, connections in MIXES:
+                load.run(one.proxy.url, one.keys[:USERS], streamed=streamed, connections=connections, seconds=seconds)
+        for number in range(rounds):
+            for streamed, connections in dice.sample(MIXES, len(MIXES)):
+                for one in dice.sample([a, b, c], 3):
+                    record = measure(one, stage, provider, streamed, connections, seconds)
+                    record.round = str(number)
+                    kept.append(record)
+    return kept
+
+
+def memory_phase(stage: Stage, users: int, warm_up: int) -> list[str]:
+    """Megabytes per worker after a warm-up, and after so many users have called once each."""
+    rows = [records.row(["memory per worker, MB", f"after {warm_up} calls", f"after {users} more", "growth"])]
+    rows.append(records.rule(4))
+    for name in NAMES:
+        with stage.running(name) as one:
+            everybody = [*one.keys] if name == PLUGIN else [one.keys[0]] * len(stage.keys)
+            load.once_each(one.proxy.url, everybody[:warm_up])
+            warm = processes.memory_mb(one.worker)
+            load.once_each(one.proxy.url, everybody[:users])
+            grown = processes.memory_mb(one.worker)
+            rows.append(records.row([name, f"{warm:.0f}", f"{grown:.0f}", f"{grown - warm:.1f}"]))
+    return rows
+
+
+def start_phase(stage: Stage, times: int, dice: random.Random) -> list[str]:
+    """Seconds from the start of the process to its first answer."""
+    took: dict[str, list[float]] = {name: [] for name in NAMES}
+    for _ in range(times):
+        for name in dice.sample(NAMES, len(NAMES)):
+            with stage.running(name) as one:
+                took[name].append(one.start_s)
+    rows = [records.row(["start-up, s", "median [quartiles]", "least", "starts"]), records.rule(4)]
+    for name, seconds in took.items():
+        rows.append(records.row([name, records.spread(seconds), f"{min(seconds):.1f}", str(times)]))
+    return rows
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Rounds of all mixes.")] = 16,
+    seconds: Annotated[float, typer.Option(help="Length of a slice.")] = 1.5,
+    many: Annotated[int, typer.Option("--users", help="Users whose calls fill the memory.")] = 10_000,
+    starts: Annotated[int, typer.Option(help="Starts of each side.")] = 5,
+    short: Annotated[bool, typer.Option(help="Two rounds, 300 users, one start: to see that it works.")] = False,
+    only: Annotated[list[str], typer.Option(help="Some of these; `report` prints what --records has.")] = PHASES,
+    kept: Annotated[Path | None, typer.Option("--records", help="Keep slices in this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot here (PNG).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order.")] = 1,
+) -> None:
+    """Print the tables."""
+    rounds, many, starts = (2, 300, 1) if short else (rounds, many, starts)
+    dice = random.Random(seed)  # noqa: S311
+    typer.echo(f"{records.machine()}\nseed {seed}\n")
+    found: list[Record] = []
+    if {*PHASES} & {*only}:
+        with ProviderProcess() as provider, contenders.stage(provider.url, max(USERS, many)) as stage:
+            if "load" in only:
+                echo(headroom(provider.url, seconds))
+                found = load_phase(stage, provider.pid, rounds, seconds, dice)
+            if "memory" in only:
+                echo(memory_phase(stage, many, many // 10))
+            if "start" in only:
+                echo(start_phase(stage, starts, dice))
+    everything = records.kept(kept, found) if kept else found
+    if everything:
+        echo(records.tables(everything, STOCK))
+    if everything and plot:
+        records.plot(everything, STOCK, plot)
+
+
+def echo(lines: list[str]) -> None:
+    """A table and an empty line."""
+    typer.echo("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

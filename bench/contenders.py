@@ -1,0 +1,166 @@
+"""The proxies that are compared: the same config over the same provider, in different environments.
+
+`stock` is what `pip install 'litellm[proxy]'` gives; `tuned` is stock with the settings that docs/performance.md
+recommends; `plugin` is that with the plugin and a PostgreSQL beside it, as `uc-litellm serve` runs it. None writes an
+access log (`LITELLM_LOG=ERROR`), which makes stock faster than it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import httpx
+from pydantic import SecretStr
+
+from bench import processes, stock
+from tests.conftest import database_at
+from tests.proxy import Json, Proxy, deployment
+from uc_litellm_plugin import api_keys, embedded, migrations, settings
+from uc_litellm_plugin.settings import Settings
+from uc_litellm_plugin.vault import new_sealing_key
+
+STOCK, TUNED, PLUGIN = "stock", "tuned", "plugin"
+NAMES = (STOCK, TUNED, PLUGIN)
+
+QUIET = {"LITELLM_LOG": "ERROR"}
+RECOMMENDED = {**QUIET, "DEFAULT_MAX_RETRIES": "0", "PYTHON_GC_THRESHOLD": "20000,50,50"}
+
+_ACCOUNTS = "SELECT create_account('bench-' || n, 'starter') FROM generate_series(1, {}) AS n"
+_CREDITS = "SELECT add_user_credits('bench-' || n, 1000, 'bonus') FROM generate_series(1, {}) AS n"
+_KEYS = """
+INSERT INTO user_api_keys (user_id, key_hash, key_hint) SELECT * FROM unnest($1::text[], $2::text[], $3::text[])"""
+
+
+class _Proxy(Proxy):
+    """The command of the environment that it is given; quiet, it says nothing when it has started."""
+
+    python = Path(sys.executable)
+
+    def _start(self, env: dict[str, str], cwd: Path) -> subprocess.Popen[bytes]:
+        run = "from litellm import run_server; run_server()"
+        where = ["--config", str(self.config_path), "--host", "127.0.0.1", "--port", str(self.port)]
+        more = ["--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120"]
+        with self.log_path.open("wb") as log:
+            return subprocess.Popen(
+                [str(self.python), "-c", run, *where, *more], env=env, cwd=cwd, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    def _is_ready(self) -> bool:
+        try:
+            if len(self.worker_pids()) < self.workers:
+                return False
+            return httpx.get(f"{self.url}/health/liveliness", trust_env=False, timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A proxy under test.
+
+    Attributes
+    ----------
+    keys
+        API keys that may call: the master key, or one per user.
+    start_s
+        From its start to its first answer. Seconds.
+    """
+
+    name: str
+    proxy: Proxy
+    keys: Sequence[str]
+    start_s: float
+
+    @property
+    def worker(self) -> int:
+        """The process that serves."""
+        return self.proxy.worker_pids()[0]
+
+
+class Stage:
+    """A provider's URL, a database with users, and the environments: all that contenders need."""
+
+    def __init__(self, home: Path, own: Settings, provider: str, users: int) -> None:
+        self._provider = provider
+        self._home = home
+        self._sealing = new_sealing_key()
+        self._stock_python = stock.make(home / "stock")
+        self.database_url = database_at(asyncio.run(embedded.ensure(own)), "postgres")
+        asyncio.run(migrations.migrate(own.model_copy(update={"database_url": SecretStr(self.database_url)})))
+        self.keys = [api_keys.generate() for _ in range(users)]
+        asyncio.run(_fill(self.database_url, self.keys))
+        self.server_log = home / "state/postgres/server.log"
+        self.postmaster = int((home / "state/postgres/data/postmaster.pid").read_text().split()[0])
+
+    def postgres(self) -> list[int]:
+        """All processes of the database."""
+        return processes.tree(self.postmaster)
+
+    @contextmanager
+    def running(
+        self, name: str, config: str = "", workers: int = 1, env: Mapping[str, str] | None = None
+    ) -> Iterator[Contender]:
+        """One contender, started; `config` is the text of its `uc.yaml`."""
+        made = type("_Made", (_Proxy,), {"python": self._stock_python if name == STOCK else Path(sys.executable)})
+        state = self._home / "state"
+        given = {**(QUIET if name == STOCK else RECOMMENDED), **(env or {})}
+        if name == PLUGIN:
+            given |= {
+                "UC_STATE_DIR": str(state),
+                "UC_DATABASE_URL": self.database_url,
+                "UC_SEALING_KEYS": self._sealing,
+            }
+            written = Path(tempfile.mkdtemp(dir=self._home), "uc.yaml")
+            written.write_text(config)
+            given["UC_CONFIG"] = str(written)
+        began = time.perf_counter()
+        with made(self._config(name), given, workers=workers) as proxy:
+            keys = self.keys if name == PLUGIN else [proxy.master_key]
+            yield Contender(name, proxy, keys, time.perf_counter() - began)
+
+    def _config(self, name: str) -> Json:
+        config: Json = {
+            "model_list": [deployment("gpt-4o-mini", "openai/gpt-4o-mini", f"{self._provider}/v1")],
+            "litellm_settings": {"disable_hf_tokenizer_download": True},
+            "general_settings": {},
+        }
+        if name == PLUGIN:
+            config["litellm_settings"]["callbacks"] = ["uc_litellm_plugin.proxy_handler_instance"]
+            config["general_settings"]["custom_auth"] = "uc_litellm_plugin.user_api_key_auth"
+        return config
+
+
+@contextmanager
+def stage(provider: str, users: int) -> Iterator[Stage]:
+    """A stage in a temporary directory; all of it goes at the end."""
+    # Not closed to other users: for root, PostgreSQL runs as one.
+    home = Path(tempfile.mkdtemp(prefix="uc-bench-"))
+    home.chmod(0o711)
+    own = settings.load({"UC_STATE_DIR": str(home / "state")})
+    try:
+        yield Stage(home, own, provider, users)
+    finally:
+        asyncio.run(embedded.stop(own))
+        shutil.rmtree(home, ignore_errors=True)
+
+
+async def _fill(url: str, keys: Sequence[str]) -> None:
+    connection = await asyncpg.connect(url, server_settings={"search_path": "uc"})
+    for statement in (_ACCOUNTS, _CREDITS):
+        await connection.execute(statement.format(len(keys)))
+    owners = [f"bench-{n}" for n in range(1, len(keys) + 1)]
+    hashes = [api_keys.hash_key(key) for key in keys]
+    await connection.execute(_KEYS, owners, hashes, [api_keys.hint(key) for key in keys])
+    await connection.execute("ANALYZE")
+    await connection.close()

@@ -1,0 +1,191 @@
+"""How a call's cost in the database grows with users and rows, and with workers: `python -m bench.scale`.
+
+Two databases on one embedded server: a small one stays as it is, the other one grows. Both get the same pairs of hold
+and settlement in turn, through the real modules, each user in turn; what is printed is the large one's figure by the
+small one's of the same round, so that only growth shows. Each usage row comes with the two rows of the ledger that a
+call leaves. Then one and two processes ask one database, and one and two workers of the proxy answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Annotated
+
+import asyncpg
+import typer
+
+from bench import contenders, load, processes, records
+from bench.contenders import PLUGIN
+from bench.ledger import Contender, server, started
+from bench.provider import ProviderProcess
+from tests.conftest import database_at
+
+SMALL = (1_000, 100_000)
+STEPS = ((1_000, 100_000), (100_000, 100_000), (1_000_000, 100_000), (1_000_000, 1_000_000), (1_000_000, 10_000_000))
+SHORT = ((1_000, 1_000), (2_000, 2_000))
+PHASES = ["growth", "ledgers", "proxies"]
+CALLERS = 8
+BATCH = 250_000
+
+_USERS = """
+WITH new AS (
+    INSERT INTO user_credits (user_id, tier, credits_remaining, credits_lifetime, version)
+    SELECT 'pair-' || n, 'starter', 100000, 100000, 1 FROM generate_series($1::int, $2::int - 1) AS n RETURNING user_id
+)
+INSERT INTO credit_transactions (user_id, transaction_type, amount, balance_after, held_after, debt_after, user_version)
+SELECT user_id, 'bonus', 100000, 100000, 0, 0, 1 FROM new"""
+# Versions below zero, so that the accounts' own go on where they are.
+_LEDGER = """
+INSERT INTO credit_transactions (user_id, transaction_type, amount, held_delta, balance_after, held_after, debt_after,
+    user_version, hold_id, ends_hold, provider, model, power_level, created_at)
+SELECT 'pair-' || n % $3::int, kind, CASE kind WHEN 'hold' THEN 0 ELSE -0.5 END,
+    CASE kind WHEN 'hold' THEN 0.5 ELSE -0.5 END, 100000, 1, 0,
+    CASE kind WHEN 'hold' THEN -2 * n - 1 ELSE -2 * n - 2 END,
+    md5(n::text)::uuid, kind = 'debit', 'openai', 'gpt-4o-mini', 'balanced', now() - n * interval '1 second'
+FROM generate_series($1::int, $2::int - 1) AS n, unnest(ARRAY['hold', 'debit']) AS kind"""
+_USAGE = """
+INSERT INTO llm_usage_log (user_id, provider, model, power_level, prompt_tokens, completion_tokens, total_tokens,
+    cost_credits, cost_usd, cost_source, request_id, app_id, latency_ms, tokens_per_second, success, created_at)
+SELECT 'pair-' || n % $3::int, 'openai', 'model-' || n % 40, 'balanced', 100, 50, 150, 0.5, 0.05, 'usage', 'r' || n,
+    'app' || n % 7, n % 3000, 40, true, now() - n * interval '1 second'
+FROM generate_series($1::int, $2::int - 1) AS n"""
+
+
+class Database:
+    """One that is filled as far as it is asked to be."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.users = self.rows = 0
+
+    def grow(self, users: int, rows: int) -> float:
+        """Adds what is missing; returns the seconds it took."""
+        began = time.monotonic()
+        asyncio.run(self._grow(users, rows))
+        self.users, self.rows = users, rows
+        return time.monotonic() - began
+
+    async def _grow(self, users: int, rows: int) -> None:
+        connection = await asyncpg.connect(self._url, server_settings={"search_path": "uc"})
+        for first in range(self.users, users, BATCH):
+            await connection.execute(_USERS, first, min(users, first + BATCH))
+        for first in range(self.rows, rows, BATCH):
+            for statement in (_LEDGER, _USAGE):
+                await connection.execute(statement, first, min(rows, first + BATCH), users)
+        await connection.execute("VACUUM (ANALYZE) user_credits, credit_transactions, llm_usage_log")
+        await connection.execute("CHECKPOINT")
+        await connection.close()
+
+
+def growth(steps: list[tuple[int, int]], rounds: int, seconds: float, dice: random.Random) -> None:
+    """The table of ratios, a line when it is there."""
+    columns = ("users", "usage rows", "pairs/s", "p50", "p99", "CPU of PostgreSQL per pair", "filled in, s")
+    typer.echo(f"ratio to {steps[0][0]} users and {steps[0][1]} rows, {CALLERS} callers, {rounds} rounds\n\n"
+               + records.row(columns) + "\n" + records.rule(len(columns)))  # fmt: skip
+    with ExitStack() as stack:
+        url, postmaster, _ = stack.enter_context(server())
+        small = stack.enter_context(started("ours", None, url, 0, "small"))
+        large = stack.enter_context(started("ours", None, url, 0, "large"))
+        databases = {one.name: Database(database_at(url, f"pairs_{one.name}")) for one in (small, large)}
+        databases["small"].grow(*steps[0])
+        for users, rows in steps:
+            took = databases["large"].grow(users, rows)
+            found = [one_round(small, large, steps[0][0], users, postmaster, seconds, dice) for _ in range(rounds)]
+            cells = [records.spread([each[figure] for each in found]) for figure in ("rate", "p50", "p99", "cpu")]
+            typer.echo(records.row([f"{users:,}", f"{rows:,}", *cells, f"{took:.0f}"]))
+
+
+def one_round(
+    small: Contender, large: Contender, few: int, many: int, postmaster: int, seconds: float, dice: random.Random
+) -> dict[str, float]:
+    """One slice of each, as ratios."""
+    found = {}
+    for one, users in dice.sample([(small, few), (large, many)], 2):
+        before = processes.cpu_s(processes.tree(postmaster))
+        slice_ = one.ask(CALLERS, users, seconds)
+        used = processes.cpu_s(processes.tree(postmaster)) - before
+        rate = slice_["pairs"] / slice_["seconds"]
+        found[one] = {"rate": rate, "p50": slice_["p50"], "p99": slice_["p99"], "cpu": used / slice_["pairs"]}
+    return {figure: found[large][figure] / found[small][figure] for figure in found[large]}
+
+
+def at_once(works: list[Callable[[], None]]) -> None:
+    """All of them, each in a thread."""
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def asked(one: Contender, seconds: float, found: list[dict[str, float]]) -> None:
+    """One slice, added to what was found."""
+    found.append(one.ask(CALLERS, 1000, seconds))
+
+
+def ledgers(rounds: int, seconds: float) -> None:
+    """One and two processes on one database."""
+    typer.echo("\n" + records.row(["ledger processes", "pairs/s, all together", "p50, ms"]) + "\n" + records.rule(3))
+    with ExitStack() as stack:
+        url, _, _ = stack.enter_context(server())
+        first = stack.enter_context(started("ours", None, url, 1000, "workers"))
+        second = stack.enter_context(started("ours", None, url, 0, "workers", make=False))
+        for used in ([first], [first, second]):
+            rates, p50s = [], []
+            for _ in range(rounds):
+                found: list[dict[str, float]] = []
+                at_once([partial(asked, one, seconds, found) for one in used])
+                rates.append(sum(each["pairs"] / each["seconds"] for each in found))
+                p50s.append(statistics.mean(each["p50"] for each in found))
+            typer.echo(records.row([str(len(used)), records.spread(rates, 0), records.spread(p50s, 1)]))
+
+
+def proxies(rounds: int, seconds: float) -> None:
+    """One and two workers of the proxy."""
+    columns = ("workers", "requests/s", "p50, ms", "CPU of the workers, ms/request", "of PostgreSQL")
+    typer.echo("\n" + records.row(columns) + "\n" + records.rule(len(columns)))
+    with ProviderProcess() as provider, contenders.stage(provider.url, 200) as stage:
+        for workers in (1, 2):
+            with stage.running(PLUGIN, workers=workers) as one:
+                pids = one.proxy.worker_pids()
+                load.run(one.proxy.url, one.keys, streamed=False, connections=16, seconds=3 * seconds)
+                before = [processes.cpu_s(pids), processes.cpu_s(stage.postgres())]
+                found = [load.run(one.proxy.url, one.keys, streamed=False, connections=16, seconds=seconds)
+                         for _ in range(rounds)]  # fmt: skip
+                after = [processes.cpu_s(pids), processes.cpu_s(stage.postgres())]
+                calls = sum(len(each.milliseconds) for each in found)
+                cpu = [f"{1000 * (b - a) / calls:.2f}" for a, b in zip(before, after, strict=True)]
+                rate = records.spread([each.per_second for each in found], 0)
+                p50 = records.spread([each.quantile(0.5) for each in found], 1)
+                typer.echo(records.row([str(workers), rate, p50, *cpu]))
+
+
+def main(
+    most_rows: Annotated[int, typer.Option(help="Largest number of usage rows.")] = 10_000_000,
+    rounds: Annotated[int, typer.Option(help="Rounds of each step.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Length of a slice.")] = 2,
+    short: Annotated[bool, typer.Option(help="Few users and rows, no proxy: to see that it works.")] = False,
+    only: Annotated[list[str], typer.Option(help="growth, ledgers, proxies.")] = PHASES,
+    seed: Annotated[int, typer.Option(help="Of the order.")] = 1,
+) -> None:
+    """Print the tables."""
+    typer.echo(f"{records.machine()}\nseed {seed}\n")
+    rounds, seconds = (1, 0.2) if short else (rounds, seconds)
+    steps = list(SHORT) if short else [step for step in STEPS if step[1] <= most_rows]
+    if "growth" in only:
+        growth(steps, rounds, seconds, random.Random(seed))  # noqa: S311
+    if "ledgers" in only:
+        ledgers(rounds, seconds)
+    if "proxies" in only and not short:
+        proxies(rounds, seconds)
+
+
+if __name__ == "__main__":
+    typer.run(main)

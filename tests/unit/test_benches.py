@@ -1,0 +1,74 @@
+"""The benches: what documents say of their commands is so, and what measures is fast enough to be believed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+import typer
+
+from bench import load, processes, records, stock
+from bench.provider import ProviderProcess
+from bench.records import Record
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted({
+    command
+    for document in DOCUMENTS
+    for command in re.findall(r"python -m (bench\.[^`\n]+)", document.read_text())
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_in_documents_exist(command: str) -> None:
+    """Each bench that a document names is there, with the options that it names."""
+    name, *arguments = shlex.split(command, comments=True)
+    module = importlib.import_module(name)
+    application = typer.Typer()
+    application.command()(getattr(module, "main", None) or module.measure)
+    known = {option for parameter in typer.main.get_command(application).params for option in parameter.opts}
+    assert {argument for argument in arguments if argument.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_load_and_provider_are_fast(streamed: bool) -> None:
+    """Load generator and provider are some times faster than any proxy, whose hundred calls a second they measure."""
+    with ProviderProcess() as provider:
+        slice_ = load.run(provider.url, ["sk-none"], streamed=streamed, connections=4, seconds=0.3)
+        assert processes.memory_mb(provider.pid) > 1
+    assert slice_.per_second > 300
+    assert 0 < slice_.quantile(0.5) <= slice_.quantile(0.99)
+
+
+def test_a_failed_answer_ends_the_measurement() -> None:
+    """What is not answered is not measured: the load generator raises."""
+    with ProviderProcess() as provider:
+        url = provider.url
+    with pytest.raises((load.LoadFailed, OSError)):
+        load.run(url, ["sk-none"], streamed=False, connections=1, seconds=0.1)
+
+
+def test_stock_is_what_litellm_brings() -> None:
+    """The stock side has LiteLLM's own requirements, and not what only ours needs."""
+    names = {stock.canonical(each.name) for each in stock.closure("litellm", "proxy")}
+    assert {"litellm", "uvicorn", "fastapi", "openai"} <= names
+    assert not {"opentelemetry-sdk", "prisma", "asyncpg", "uc-litellm-plugin"} & names
+    assert names < {stock.canonical(each.name) for each in distributions()}
+
+
+def test_ratios_are_those_of_one_round(tmp_path: Path) -> None:
+    """A slice is compared with stock's of its own round, also when sittings are put together."""
+    file = tmp_path / "records"
+    records.kept(file, [made("stock", 100), made("tuned", 110), made("plugin", 99)])
+    both = records.kept(file, [made("stock", 10), made("tuned", 10), made("plugin", 20)])
+    assert sorted(records.ratios(both, "stock", "plugin", (False, 8), "requests/s")) == [0.99, 2.0]
+    assert records.tables(both, "stock")[2].startswith("| tuned / stock | requests/s | 1.05 [")
+
+
+def made(name: str, requests: int) -> Record:
+    return Record(name, False, 8, 1.0, requests, 10, 20, 0.5, 0.1, 0.01, 0.01, "0")
