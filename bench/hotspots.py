@@ -23,7 +23,7 @@ import asyncpg
 import typer
 
 import uc_litellm_plugin
-from bench import contenders, load, records
+from bench import contenders, load, processes, records
 from bench.contenders import PLUGIN, Contender, Stage
 from bench.provider import ProviderProcess
 
@@ -35,8 +35,8 @@ Stack = list[str]
 
 def sampled(
     spy: str, one: Contender, seconds: float, raw: Path | None, *, streamed: bool, connections: int
-) -> tuple[list[Stack], float]:
-    """Stacks of the worker's busy moments under load, and how many samples one call is."""
+) -> tuple[list[Stack], float, float]:
+    """Stacks of the worker's busy moments under load, its CPU per call in milliseconds, and calls per second."""
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:
         command = [spy, "record", "--pid", str(one.worker), "--format", "raw", "--full-filenames", "-o", file.name,
                    "--rate", str(HERTZ), "--duration", str(int(seconds)), "--nonblocking"]  # fmt: skip
@@ -44,7 +44,9 @@ def sampled(
             target=subprocess.run, args=(command,), kwargs={"check": True, "capture_output": True}
         )
         spying.start()
+        before = processes.cpu_s([one.worker])
         slice_ = load.run(one.proxy.url, one.keys, streamed=streamed, connections=connections, seconds=seconds)
+        used = processes.cpu_s([one.worker]) - before
         spying.join()
         if raw is not None:
             shutil.copy(file.name, raw / f"{records.mix(streamed, connections)}.txt")
@@ -52,11 +54,11 @@ def sampled(
         for line in Path(file.name).read_text().splitlines():
             stack, _, number = line.rpartition(" ")
             stacks += [stack.split(";")] * int(number)
-    return stacks, slice_.per_second
+    return stacks, 1000 * used / len(slice_.milliseconds), slice_.per_second
 
 
-def costs(stacks: list[Stack], per_second: float) -> tuple[list[list[str]], list[list[str]]]:
-    """Our entry points and our functions, each with milliseconds per call."""
+def costs(stacks: list[Stack], cpu_ms: float) -> tuple[list[list[str]], list[list[str]]]:
+    """Our entry points and our functions, each with its share of the samples and of a call's CPU milliseconds."""
     entries: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     ours = 0
@@ -66,12 +68,9 @@ def costs(stacks: list[Stack], per_second: float) -> tuple[list[list[str]], list
             ours += 1
             entries[_name(frames[0])] += 1
             functions.update({_name(frame) for frame in frames})
-    # One sample is 1000 / HERTZ ms; of the main thread alone there are HERTZ a second at most.
-    seconds = max(len(stacks) / HERTZ, 1e-9)
-    calls = per_second * seconds
 
     def rows(found: Counter[str], most: int) -> list[list[str]]:
-        return [[name, f"{number / len(stacks):.1%}", f"{1000 * number / HERTZ / calls:.3f}"]
+        return [[name, f"{number / len(stacks):.1%}", f"{cpu_ms * number / len(stacks):.3f}"]
                 for name, number in found.most_common(most)]  # fmt: skip
 
     total = Counter({"all of ours": ours, "everything": len(stacks)})
@@ -112,12 +111,11 @@ async def _execute(url: str, *statements: str) -> None:
 
 def observe(spy: str, one: Contender, seconds: float, raw: Path | None, *, streamed: bool, connections: int) -> None:
     """One profile, printed."""
-    stacks, per_second = sampled(spy, one, seconds, raw, streamed=streamed, connections=connections)
-    entries, functions = costs(stacks, per_second)
-    busy = len(stacks) / (HERTZ * seconds)
-    typer.echo(f"\n## {records.mix(streamed, connections)}: {per_second:.0f} requests/s, {busy:.0%} busy\n")
+    stacks, cpu_ms, per_second = sampled(spy, one, seconds, raw, streamed=streamed, connections=connections)
+    entries, functions = costs(stacks, cpu_ms)
+    typer.echo(f"\n## {records.mix(streamed, connections)}: {per_second:.0f} requests/s, {len(stacks)} samples\n")
     for head, found in (("entry point", entries), ("function, with all below", functions)):
-        typer.echo(records.row([head, "share", "ms per call"]) + "\n" + records.rule(3))
+        typer.echo(records.row([head, "share", "CPU, ms per call"]) + "\n" + records.rule(3))
         typer.echo("\n".join(records.row(each) for each in found) + "\n")
 
 

@@ -115,7 +115,8 @@ def plot(found: Sequence[Record], base: str, file: Path) -> None:
         for place, name in enumerate(name for name in names if name != base):
             data = [ratios(found, base, name, each, what) for each in mixes]
             at = [n + (place - 0.5) * 0.34 for n in range(len(mixes))]
-            boxes = pane.boxplot(data, positions=at, widths=0.28, showfliers=False, patch_artist=True)
+            line = {"color": "black"}
+            boxes = pane.boxplot(data, positions=at, widths=0.28, showfliers=False, patch_artist=True, medianprops=line)
             for box in boxes["boxes"]:
                 box.set_facecolor(f"C{place}")
             pane.plot([], [], "s", color=f"C{place}", label=name)

@@ -135,15 +135,22 @@ class Catalog:
 
 def tokenizer() -> Callable[[str], int]:
     """The larger count of OpenAI's two tokenizers; LiteLLM ships their data (litellm_core_utils/tokenizers)."""
-    older = newer = litellm.encoding
+    older = newer = _lean(litellm.encoding)
     try:
-        newer = tiktoken.get_encoding("o200k_base")
+        newer = _lean(tiktoken.get_encoding("o200k_base"))
     except (OSError, ValueError) as error:
         # An operator's own cache directory without this encoding, and no network to fetch it.
         logger.warning("o200k_base is not at hand, holds of OpenAI's newer models may be too low: %s", error)
     return remembering(
         lambda text: max(len(older.encode(text, disallowed_special=())), len(newer.encode(text, disallowed_special=())))
     )
+
+
+def _lean(encoding: Any) -> Any:
+    """The same without Python's copy of its vocabulary, which only pickling reads: 15 and 30 MB of each worker."""
+    if isinstance(encoding, tiktoken.Encoding):  # Some releases of LiteLLM have one of their own, in Rust.
+        encoding._mergeable_ranks = {}
+    return encoding
 
 
 def _deployments(router: Any, group: str) -> list[Mapping[str, Any]]:

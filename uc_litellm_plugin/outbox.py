@@ -95,7 +95,7 @@ class Outbox:
             self._segment = self._segment if own is None else None
         if own is not None:
             yield own
-        for path in sorted(self._directory.glob(f"*{SUFFIX}")) if self._directory.is_dir() else ():
+        for path in self._paths():
             if (file := _lock(path)) is not None:
                 yield Segment(path, file)
 
@@ -119,8 +119,14 @@ class Outbox:
                 return Segment(path, file)
             file.close()  # Another process took the empty file for a dead one's before it was locked.
 
+    def _paths(self) -> list[Path]:
+        try:
+            return sorted(self._directory.glob(f"*{SUFFIX}"))
+        except _GONE:
+            return []
+
     def _stats(self) -> Iterator[tuple[int, float]]:
-        for path in self._directory.glob(f"*{SUFFIX}") if self._directory.is_dir() else ():
+        for path in self._paths():
             try:
                 found = path.stat()
             except _GONE:
@@ -166,9 +172,15 @@ class Segment:
         return records
 
     def delete(self) -> None:
-        """All its records are settled."""
-        self.path.unlink(missing_ok=True)
-        self._file.close()
+        """All its records are settled. A file that stays is settled once more, which changes nothing."""
+        try:
+            self.path.unlink()
+        except _GONE:
+            pass
+        except OSError as error:
+            logger.error("outbox segment %s is settled and cannot be deleted: %s", self.path, error)
+        finally:
+            self._file.close()
 
     def release(self) -> None:
         """Leave it for a later try."""

@@ -294,6 +294,21 @@ def test_a_directory_that_is_replaced(directory: Path, outbox: Outbox, monkeypat
     assert (other.size(), list(other.claim())) == (0, [])
 
 
+def test_a_directory_that_is_replaced_before_a_segment_is_deleted(directory: Path, outbox: Outbox) -> None:
+    """A settled segment that can no longer be deleted is no fault; where it stays, it is claimed once more."""
+    outbox.append([{"n": 1}])
+    (segment,) = outbox.claim()
+    directory.rename(aside := directory.with_name("aside"))
+    directory.touch()
+    segment.delete()
+    assert list(outbox.claim()) == []
+    directory.unlink()
+    aside.rename(directory)
+    (again,) = outbox.claim()
+    assert again.records() == [{"n": 1}]
+    again.delete()
+
+
 def test_a_segment_that_cannot_be_opened(directory: Path, outbox: Outbox) -> None:
     """What cannot be taken over keeps nobody else's settlements waiting."""
     dead = Outbox(directory, MB)
