@@ -10,6 +10,7 @@ connections. They are installed into environments of their own, which `--peers` 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import shutil
@@ -109,8 +110,10 @@ def started(
         made.answer()
         yield made
     finally:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)  # Its input is closed, so it ends by itself.
         process.kill()
-        process.__exit__(None, None, None)
+        process.wait()
 
 
 async def _execute(url: str, statement: str) -> None:

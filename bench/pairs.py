@@ -7,9 +7,11 @@ list: concurrent callers, users, seconds; each line of output what came of it.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import itertools
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -46,6 +48,7 @@ async def ours(url: str, users: int) -> Pair:
     from uc_litellm_plugin.outbox import Outbox
 
     state = tempfile.mkdtemp(prefix="uc-bench-ledger-")
+    atexit.register(shutil.rmtree, state, ignore_errors=True)
     own = settings.load({"UC_STATE_DIR": state, "UC_DATABASE_URL": url})
     database = await Database(own).open()
     ledger = Ledger(database, Outbox(Path(state, "outbox"), 1 << 28), own.holds.lease_s)

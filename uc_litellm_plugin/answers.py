@@ -18,7 +18,9 @@ _LIMITS = ("x-ratelimit-remaining-requests", "llm_provider-x-ratelimit-remaining
            "llm_provider-anthropic-ratelimit-requests-remaining")  # fmt: skip
 # Far beyond any context window: a provider that reports more has a fault.
 _MOST_TOKENS = 1_000_000_000
-
+_LONGEST_ID = 255
+# What Google says of the tier in `trafficType`; ordinary traffic is any other.
+_TIERS_OF_TRAFFIC = {"ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex", "FLEX": "flex", "BATCH": "batch"}
 
 # Strings that say what a part is, rather than being what it says.
 _LABELS = frozenset(
@@ -54,15 +56,28 @@ def says_something(usage: Any) -> bool:
 
 def stored_id(answer: Any) -> str | None:
     """The provider's own id of an answer, which LiteLLM wraps together with the deployment's
-    (litellm/responses/utils.py, `_build_responses_api_response_id`)."""
+    (litellm/responses/utils.py, `_build_responses_api_response_id`). None where no row could take it."""
     given = get(answer, "id")
     if not isinstance(given, str):
         return None
     try:
         inner = base64.b64decode(given.removeprefix("resp_"), validate=True).decode()
     except ValueError:
-        return given
-    return inner.rpartition("response_id:")[2] if "response_id:" in inner else given
+        inner = given
+    found = inner.rpartition("response_id:")[2] if "response_id:" in inner else given
+    return found if len(found) <= _LONGEST_ID and found.isprintable() else None
+
+
+def served_tier(answer: Any) -> str | None:
+    """The service tier that a provider says it served: of the answer, of its usage, or Google's kind of traffic
+    (litellm/cost_calculator.py, `_served_service_tier`); None where it says nothing."""
+    said = get(answer, "service_tier") or get(get(answer, "usage"), "service_tier")
+    if isinstance(said, str) and said:
+        return said
+    hidden = getattr(answer, "_hidden_params", None)
+    fields = (hidden.get("provider_specific_fields") if isinstance(hidden, dict) else None) or {}
+    traffic = fields.get("traffic_type")
+    return _TIERS_OF_TRAFFIC.get(traffic.upper(), "default") if isinstance(traffic, str) else None
 
 
 def is_cached(response: Any) -> bool:
@@ -123,13 +138,14 @@ def tokens(usage: Usage) -> dict[str, int]:
     else:
         cached = _number(usage, "cache_read_input_tokens") + _number(usage, "cache_creation_input_tokens")
         prompt, completion = _number(usage, "input_tokens") + cached, _number(usage, "output_tokens")
-    return {
+    counts = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "cached_tokens": _number(read, "cached_tokens") or _number(usage, "cache_read_input_tokens"),
         "reasoning_tokens": _number(written, "reasoning_tokens"),
     }
+    return {name: min(count, _MOST_TOKENS) for name, count in counts.items()}
 
 
 def estimated(dialect: Dialect, prompt_tokens: int, completion_tokens: int, known: Usage | None = None) -> Usage:

@@ -20,12 +20,15 @@ Status = Literal["healthy", "degraded", "down"]
 
 # A probe that has not reported by then is taken for lost (its client left), and another call may try. Seconds.
 PROBE_LEASE_S = 5.0
+# The same, when an attempt was left meanwhile. Seconds.
+PROBE_LEFT_S = 1.0
 # The longest pause between probes. Where a probe costs its caller next to nothing (a refused connection, a 5xx) it is
 # shorter, so that the deployment is back within ten seconds of its recovery however long it was gone. Seconds.
 PAUSE_MOST_S = 30.0
 PAUSE_MOST_SUDDEN_S = 8.0
-# A longer Retry-After is not believed: quotas are raised and bought. Seconds.
+# A longer Retry-After is not believed: quotas are raised and bought; and none is no pause at all. Seconds.
 REST_MOST_S = 300.0
+REST_LEAST_S = 1.0
 
 # The weight of the newest answer in the mean of speeds.
 _NEWEST = 0.2
@@ -148,6 +151,9 @@ class Breaker:
             and one from before the probe is not the probe's verdict.
         """
         self._end_one()
+        if not fault.counts and self._is_probes(began):
+            # No verdict: the next call may try, or whoever sends bad requests would keep the provider out.
+            self._probing_since, self._probe_at = None, now
         if not fault.counts or (began is not None and began < self._healed_at):
             return
         self._streak += 1
@@ -155,7 +161,7 @@ class Breaker:
         self.window.add_failure(now)
         rest_s = math.inf
         if fault is Fault.RATE_LIMITED and retry_after_s is not None:
-            rest_s = min(retry_after_s, REST_MOST_S)
+            rest_s = min(max(retry_after_s, REST_LEAST_S), REST_MOST_S)
             self._rests_until = max(self._rests_until, now + rest_s)
         if not self.is_down and (fault.is_lasting or self._streak >= self._settings.down_after):
             self._open(now, min(self._settings.probe_after_s, rest_s))
@@ -167,8 +173,10 @@ class Breaker:
         self._is_own_finding = self.is_down
 
     def abandoned(self, now: float) -> None:
-        """An attempt ended without a verdict: the client left, or we refused. A probe is out until its lease ends."""
+        """An attempt ended without a verdict: the client left, or we refused. It may have been the one that probes."""
         self._end_one()
+        if self._probing_since is not None:
+            self._probe_at = min(self._probe_at, now + PROBE_LEFT_S)
 
     def standing(self, now: float) -> Standing:
         """How the deployment stands; kept until something happens or time changes it, so asking is cheap."""

@@ -269,7 +269,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     async def _settle_plain(self, call: Call, response: Any, cached: bool = False) -> Any:
         call.response_id = answers.stored_id(response)
         usage = answers.usage_of(response)
-        tier = answers.get(response, "service_tier")
+        tier = answers.served_tier(response)
         if cached or answers.is_cached(response):
             return await self._settlement.charge(call, Answer(usage or {}, "cache"))
         if usage is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .answers import Usage, get, plain, says_something, spoken, stored_id, usage_of, write_cost
+from .answers import Usage, get, plain, says_something, served_tier, spoken, stored_id, usage_of, write_cost
 from .routes import Dialect
 
 
@@ -83,8 +83,8 @@ class ChatStream(Stream):
         self._finished = False
 
     def read(self, event: Any) -> bool:
-        self.service_tier = get(event, "service_tier") or self.service_tier
-        self.response_id = get(event, "id") or self.response_id
+        self.service_tier = served_tier(event) or self.service_tier
+        self.response_id = stored_id(event) or self.response_id
         choices = get(event, "choices") or ()
         said = any([self._read_choice(choice) for choice in choices])  # noqa: C419 - each one must be read
         self._finished = self._finished or any(get(choice, "finish_reason") for choice in choices)
@@ -115,7 +115,7 @@ class ResponsesStream(Stream):
     def read(self, event: Any) -> bool:
         if (answer := get(event, "response")) is not None:
             self.response_id = stored_id(answer) or self.response_id
-            self.service_tier = get(answer, "service_tier") or self.service_tier
+            self.service_tier = served_tier(answer) or self.service_tier
             self.failed = _name(event) == "response.failed"
             if (usage := usage_of(answer)) is not None:
                 self.usage, self.complete = usage, _name(event) in self._TERMINAL

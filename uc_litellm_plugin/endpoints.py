@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -36,6 +36,8 @@ URL_MAX = 512
 _PORTS = {"https": 443, "http": 80}
 TIMEOUT_S = 5.0
 _MOST_TRIED = 4
+# A long answer with all the probabilities of its tokens has a few megabytes. Bytes.
+LARGEST_ANSWER = 32 * 1024 * 1024
 
 # No user information, query, fragment, escape or backslash, nothing that is not ASCII: parsers disagree on those.
 _URL = re.compile(
@@ -202,7 +204,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         first, *others = addresses
         request.url = request.url.copy_with(host=first)
         try:
-            return await self._network.handle_async_request(request)
+            return _bounded(await self._network.handle_async_request(request))
         except (httpx.ConnectError, httpx.ConnectTimeout):
             if not others:
                 raise
@@ -213,6 +215,31 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         await self._network.aclose()
 
 
+def _bounded(response: httpx.Response) -> httpx.Response:
+    """The same answer, which ends with an error where it grows too large; a compressed one could do so at once."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise httpx.RemoteProtocolError("The answer is compressed, which was not asked for.")
+    assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - a network's always is
+    response.stream = _Bounded(response.stream)
+    return response
+
+
+class _Bounded(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._stream:
+            size += len(chunk)
+            if size > LARGEST_ANSWER:
+                raise httpx.ReadError(f"The answer is larger than {LARGEST_ANSWER} bytes.")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 def client(rules: ByokSettings, resolver: Resolve = resolve, timeout_s: float = TIMEOUT_S) -> httpx.AsyncClient:
     """An HTTP client for addresses that users name: pinned, no redirects, no cookies kept, no proxies."""
     return httpx.AsyncClient(
@@ -220,6 +247,7 @@ def client(rules: ByokSettings, resolver: Resolve = resolve, timeout_s: float = 
         timeout=timeout_s,
         follow_redirects=False,
         trust_env=False,
+        headers={"accept-encoding": "identity"},
         # One client is everybody's: what a server tells one user must not go along with another's request.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )

@@ -226,10 +226,13 @@ def _of_litellms(auth: UserAPIKeyAuth) -> Bearer:
 
 
 def path_of(request: Request) -> str:
-    """The path as the application routes it: without the prefix it is mounted under."""
+    """The path as the application routes it: without the prefix it is served under.
+
+    What is mounted within it (MCP) is no prefix: there Starlette's `root_path` has the mount, too.
+    """
     path = str(request.scope.get("path", ""))
-    prefix = str(request.scope.get("root_path", ""))
-    return path[len(prefix) :] or "/" if prefix and path.startswith(prefix) else path
+    prefix = str(request.scope.get("app_root_path", request.scope.get("root_path", ""))).rstrip("/")
+    return path[len(prefix) :] or "/" if prefix and f"{path}/".startswith(f"{prefix}/") else path
 
 
 def _no_payer() -> Forbidden:

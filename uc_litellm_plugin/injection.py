@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
-from urllib.parse import quote
 from weakref import WeakKeyDictionary, WeakSet
 
 import httpx
@@ -38,8 +39,12 @@ _KEPT = frozenset(
 )
 # Stands where the platform's key stood, so that an attempt without the caller's key fails rather than uses it.
 _NO_KEY = "own-key-missing"
-# Begins what stands for a key until it is sent; the name of its provider follows.
-_MARK = "uc-own-key-of-"
+# Begins what stands for a key until it is sent; the name of its provider follows. Nobody can guess it: LiteLLM sends
+# requests to addresses that a prompt names, too, to fetch an image.
+_MARK = f"uc-own-key-{secrets.token_hex(16)}-of-"
+# Where providers take a key; anywhere else a stand-in stays what it is.
+_KEY_HEADERS = frozenset({"authorization", "x-api-key", "x-goog-api-key", "api-key"})
+_KEY_PARAMETER = "key"
 
 # For a key's owner; the log has the operator's.
 _WAY_OUT = {
@@ -170,10 +175,13 @@ def _let_out(key_of: Callable[[str, httpx.AsyncClient], Open | None]) -> None:
 
 def _provider_asked(request: httpx.Request) -> str | None:
     """The provider whose stand-in a request carries: in a header or, as Google has it, in the URL."""
-    for text in (*request.headers.values(), str(request.url)):
-        _, mark, rest = text.partition(_MARK)
+    if request.method != "POST":
+        return None
+    headers = (value for name, value in request.headers.items() if name in _KEY_HEADERS)
+    for text in (*headers, request.url.params.get(_KEY_PARAMETER, "")):
+        _, mark, provider = text.partition(_MARK)
         if mark:
-            return rest.partition("&")[0]
+            return str(provider)
     return None
 
 
@@ -188,7 +196,9 @@ async def _send(
     """Send a request with the key, which stands in it no longer than that, and clean the answer."""
     as_made = request.headers, request.url
     request.headers = _with_key(request.headers, stand_in, open_key())
-    request.url = httpx.URL(str(request.url).replace(stand_in, quote(open_key().reveal(), safe="")))
+    if request.url.params.get(_KEY_PARAMETER) == stand_in:
+        request.url = request.url.copy_set_param(_KEY_PARAMETER, open_key().reveal())
+    _forget_cookies(client)
     response, fault = None, None
     try:
         with redaction.in_use(open_key().reveal()):
@@ -209,6 +219,12 @@ async def _send(
     return response
 
 
+def _forget_cookies(client: httpx.AsyncClient) -> None:
+    """All users' calls leave by one client: what a provider tells one of them must not go along with another's."""
+    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    client.cookies.clear()
+
+
 async def _read(response: httpx.Response) -> None:
     """Read an answer; one that is not read to its end is closed, as httpx does it."""
     try:
@@ -222,6 +238,12 @@ async def _read(response: httpx.Response) -> None:
 def _with_key(headers: httpx.Headers, stand_in: str, secret: Secret) -> httpx.Headers:
     """The headers as they are sent; an answer that is compressed could repeat the key where nobody sees it."""
     key = secret.reveal()
-    sent = httpx.Headers([(name, value.replace(stand_in, key)) for name, value in headers.multi_items()])
+    sent = httpx.Headers(
+        [
+            (name, value.replace(stand_in, key) if name in _KEY_HEADERS else value)
+            for name, value in headers.multi_items()
+            if name != "cookie"
+        ]
+    )
     sent["accept-encoding"] = "identity"
     return sent

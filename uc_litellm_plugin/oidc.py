@@ -32,6 +32,10 @@ _REQUIRED = ("exp", "iat", "iss", "aud", "sub")
 _HEADER_TYPES = (None, "jwt", "at+jwt", "application/at+jwt")
 _CLAIMED_TYPES = (None, "bearer", "jwt", "at+jwt")
 
+# What only ID tokens (OpenID Connect Core, 3.1.3.6 and 3.3.2.11) and logout tokens (Back-Channel Logout, 2.4) say, for
+# issuers that do not name the type. Cognito's `token_use` is the same by another name.
+_OF_OTHERS = frozenset({"at_hash", "c_hash", "s_hash", "events"})
+
 
 class _Doubt(Exception):
     """Why a token is not taken; for the log."""
@@ -167,7 +171,9 @@ def _genuine(token: str, key: jwt.PyJWK, issuer: IssuerSettings) -> Mapping[str,
         leeway=issuer.leeway_s,
         options={"require": [*_REQUIRED, *issuer.required_claims], "verify_jti": False},
     )
-    if _lowered(claims.get("typ")) not in _CLAIMED_TYPES:
+    if _lowered(claims.get("typ")) not in _CLAIMED_TYPES or not _OF_OTHERS.isdisjoint(claims):
+        raise _Doubt("not an access token")
+    if claims.get("token_use", "access") != "access":
         raise _Doubt("not an access token")
     _check_party(claims, issuer)
     return claims

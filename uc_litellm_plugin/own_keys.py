@@ -20,6 +20,13 @@ from .routes import CHAT, EMBEDDINGS, Endpoint
 # Where LiteLLM calls through the OpenAI client, which can be given one that connects to checked addresses only.
 _OWN_ADDRESSES = (CHAT, EMBEDDINGS)
 _OPENAI_CLIENTS = ("openai", "custom_openai")
+# LiteLLM's providers that are asked with an API key and nothing else. Others (Vertex AI, Bedrock, Azure with Active
+# Directory) are asked as whoever the proxy's machine is, whatever key they are given: that would be the platform.
+_BY_KEY_ALONE = frozenset(
+    {"openai", "text-completion-openai", "anthropic", "anthropic_text", "openrouter", "gemini", "cohere", "cohere_chat"}
+    | {"together_ai", "groq", "mistral", "codestral", "text-completion-codestral", "perplexity", "fireworks_ai"}
+    | {"huggingface", "anyscale", "deepinfra", "custom", "custom_openai", "openai_like"}
+)
 
 
 def spread(
@@ -84,7 +91,7 @@ def _by_provider(keys: Sequence[ProviderKey], now: datetime) -> dict[str, Provid
 
 def _fits(key: ProviderKey, candidate: Candidate, endpoint: Endpoint) -> bool:
     """Whether a key can serve a candidate: an address of its owner's only where LiteLLM takes our connection to it."""
-    if not candidate.ours:
+    if not candidate.ours or candidate.litellm_provider not in _BY_KEY_ALONE:
         return False
     return key.api_base is None or (endpoint in _OWN_ADDRESSES and candidate.litellm_provider in _OPENAI_CLIENTS)
 

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
+from functools import partial
 
-from . import demand, own_keys, plan, ranking, requests, tokens, wish
+from . import demand, own_keys, plan, pricing, ranking, requests, routes, tokens, wish
 from .breaker import Standing
 from .call import Call, Caller, Names, Route
 from .demand import Demand
@@ -164,8 +165,9 @@ class Planner:
         if len(asked.text) < tokens.LONG_TEXT:
             return tokens.count(asked.text, self._known.tokenizer)
         # Tokenizing releases the GIL, so that other requests go on.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(_COUNTERS, tokens.count, asked.text, self._known.tokenizer)
+        in_turn = partial(asyncio.get_running_loop().run_in_executor, _COUNTERS)
+        await in_turn(tokens.prepare, asked)
+        return sum([await in_turn(tokens.count, part, self._known.tokenizer) for part in tokens.shares(asked.text)])
 
     def _call(self, question: _Question, level: PowerLevel) -> Call:
         kept, left_out = self._permitted(question, level)
@@ -199,6 +201,9 @@ class Planner:
         kept, left_out = [], []
         for candidate in self._known.candidates(question.model):
             reason = ranking.obstacle(candidate, level, question.wish, tier.providers)
+            if reason is None and question.endpoint is routes.MESSAGES and pricing.is_uneven(candidate.prices):
+                # LiteLLM's translation to Anthropic's usage does not say which tokens they were.
+                reason = Reason("uneven_rates", "its price needs details of the usage that /v1/messages does not have")
             if reason is None and not _includes(tier.models, candidate.group):
                 reason = Reason("tier", f"the caller's tier does not include {candidate.group}")
             if reason is None:

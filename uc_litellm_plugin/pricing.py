@@ -29,6 +29,7 @@ _UNITS = frozenset(
 )
 # Tiers at the base rates or below; any other one, `auto` too, may be served at any tier's rates.
 _PLAIN_TIERS = ("", "default", "standard", "standard_only", "flex", "batch")
+_DEAR_OUTPUT = ("output_cost_per_reasoning_token", "output_cost_per_image_token")
 # Rates by time or by other units have no bound in tokens: such a deployment has no price for us.
 _UNBOUNDED = ("input_cost_per_second", "output_cost_per_second")
 
@@ -165,6 +166,13 @@ def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> 
     if entry.get("mode") != "embedding":
         rates.append(entry.get("output_cost_per_token"))
     return all(rate is not None for rate in rates) if written_by_operator else all(rates)
+
+
+def is_uneven(entry: Mapping[str, Any]) -> bool:
+    """Whether some output tokens, of reasoning or of images, are dearer than those of text."""
+    steps = [entry, *(entry.get("tiered_pricing") or ())]
+    return any(exact(step.get(rate) or 0) > exact(step.get("output_cost_per_token") or 0)
+               for step in steps for rate in _DEAR_OUTPUT)  # fmt: skip
 
 
 def is_free(entry: Mapping[str, Any]) -> bool:

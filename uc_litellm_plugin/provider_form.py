@@ -16,8 +16,8 @@ FALLBACKS = ("never", "credits")
 NAME_MAX = 100
 MOST_USD = Decimal(1_000_000_000)
 
-# A key travels in an HTTP header.
-_KEY = re.compile(r"[!-~]{1,512}", re.ASCII)
+# A key travels in an HTTP header. A short one could be a word, and is taken out of everybody's logs while it is in use.
+_KEY = re.compile(r"[!-~]{8,512}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # The literal characters that a pattern such as ^sk-ant-[A-Za-z0-9_-]{20,}$ begins with.
 _PREFIX = re.compile(r"\^([A-Za-z0-9_-]*)(?![*+?{])")
@@ -61,7 +61,7 @@ def check_key(key: Secret, provider: Provider, providers: Iterable[Provider]) ->
         Code `invalid_api_key`.
     """
     if not _KEY.fullmatch(key.reveal()):
-        raise _bad_key("1 to 512 characters of ASCII without spaces")
+        raise _bad_key("8 to 512 characters of ASCII without spaces")
     if not provider.has_form(key):
         raise _bad_key(f"a key of {provider.display_name}, which matches {provider.key_pattern}")
     if provider.allows_api_base:

@@ -20,6 +20,8 @@ from .vault import Secret
 Fault = TypeVar("Fault", bound=BaseException)
 
 REDACTED = "[own key]"
+# Stands for it meanwhile: no other key can be found in it, so that many keys do not make a line longer and longer.
+_TAKEN_OUT = "\U0010fffe"
 _SHORTEST_IN_BASE64 = 8
 _ESCAPE = re.compile("%[0-9A-F]{2}")
 _FOR_URLS = str.maketrans("+/", "-_")
@@ -46,8 +48,8 @@ def clean_text(text: str, *keys: str) -> str:
     """A text without these keys, or without all that are in use."""
     for key in keys or tuple(_in_use):
         for form in _forms(key):
-            text = text.replace(form, REDACTED)
-    return text
+            text = text.replace(form, _TAKEN_OUT)
+    return text.replace(_TAKEN_OUT, REDACTED)
 
 
 def bare(error: Fault, secret: Secret) -> Fault:

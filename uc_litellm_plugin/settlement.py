@@ -68,8 +68,9 @@ class Settlement:
         return _record(call, "settle", credits, _answered(call, answer, usd))
 
     def _usd(self, call: Call, candidate: Candidate, answer: Answer) -> Decimal:
+        tiers = _tiers(answer.service_tier, call.demand.tier)
         try:
-            return self._cost(candidate, answer.usage, call.endpoint.call_type, answer.service_tier or call.demand.tier)
+            return max(self._cost(candidate, answer.usage, call.endpoint.call_type, tier) for tier in tiers)
         except Exception:
             # Whatever LiteLLM stumbles over, a delivered answer is not free: the plan's dearest rates apply.
             logger.exception("LiteLLM cannot price call %s; charging the plan's dearest rates", call.id)
@@ -85,6 +86,18 @@ class Settlement:
                 "call %s reports a cost of %s USD, which no ledger row holds; charging its hold", call.id, usd
             )
             return call.held
+
+
+def _tiers(served: str | None, asked: str | None) -> tuple[str | None, ...]:
+    """The service tiers that an answer may have been served at; the dearest counts.
+
+    Where LiteLLM translates between two dialects it may lose what was asked for, or what was served
+    (litellm/responses/litellm_completion_transformation/transformation.py): no wish makes such an answer cheaper.
+    """
+    if served or not asked:
+        return (served,)
+    # Gemini's `priority`, by LiteLLM's translation of Anthropic's word.
+    return None, "priority" if asked.lower() == "auto" else asked
 
 
 def _record(call: Call, action: str, charge: Decimal, usage: Mapping[str, Any]) -> Record:

@@ -121,6 +121,9 @@ class _Relay:
             await self._read_on(drain_s)
         if self._call.under_way:
             await self._charge_part(CLIENT_LEFT, "client_disconnected")
+        elif self._call.ending is None:
+            # Between one provider's fault and the next attempt.
+            await self._settlement.release(self._call, CLIENT_LEFT, "client_disconnected")
 
     async def broken(self, status: int, error: str) -> None:
         """The provider broke off: what was delivered is charged, nothing for nothing."""

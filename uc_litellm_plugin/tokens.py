@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ Tokenizer = Callable[[str], int]
 
 # Tokenizing is bounded: pieces keep BPE merging linear, beyond the limit each byte counts as a token.
 _PIECE = 4_096
+_SHARE = 32 * _PIECE
 _LONGEST = 2_000_000
 # From here on counting is for a thread: a piece takes a millisecond, more would be felt by every other call.
 LONG_TEXT = _PIECE
@@ -87,6 +88,15 @@ def count(text: str, tokenizer: Tokenizer) -> int:
     return sum(tokenizer(text[start : start + _PIECE]) for start in range(0, len(text), _PIECE))
 
 
+def shares(text: str) -> Iterator[str]:
+    """A text in parts that are counted alone and add up to its count, so that long texts can take turns."""
+    if len(text) > _LONGEST:
+        yield text
+        return
+    for start in range(0, len(text), _SHARE):
+        yield text[start : start + _SHARE]
+
+
 def remembering(tokenizer: Tokenizer, most: int = _REMEMBERED) -> Tokenizer:
     """The same tokenizer, with the counts of the latest whole pieces kept.
 
@@ -116,6 +126,11 @@ def remembering(tokenizer: Tokenizer, most: int = _REMEMBERED) -> Tokenizer:
         return known
 
     return counted
+
+
+def prepare(demand: Demand) -> None:
+    """Find out what bounds a text's tokens by its bytes; a long one takes a while, and bounds ask for it again."""
+    _size(demand)
 
 
 def input_bound(demand: Demand, counted: int, model: str) -> int:

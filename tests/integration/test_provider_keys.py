@@ -244,7 +244,7 @@ async def test_the_monthly_cap(keys: ProviderKeys, db: Database) -> None:
 async def test_a_custom_endpoint(respx_mock: respx.MockRouter, keys: ProviderKeys) -> None:
     """A custom key names its endpoint, is kept with it in one form, and is tried there."""
     route = respx_mock.get(MODELS).respond(200)
-    new = NewKey("custom", Secret("any-key"), api_base="https://LLM.Example.com:443/v1/")
+    new = NewKey("custom", Secret("any-key-at-all"), api_base="https://LLM.Example.com:443/v1/")
     added = await keys.add("ann", new, tested=True)
     assert (added["api_base"], added["key_hint"]) == ("https://llm.example.com/v1", "")
     assert (await keys.usable("ann"))[0].api_base == "https://llm.example.com/v1"
@@ -319,7 +319,7 @@ async def test_a_name_that_turned_private(keyring: Keyring) -> None:
     async def private(host: str, port: int) -> list[str]:
         return ["169.254.169.254"]
 
-    new = NewKey("custom", Secret("any-key"), api_base="https://llm.example.com/v1")
+    new = NewKey("custom", Secret("any-key-at-all"), api_base="https://llm.example.com/v1")
     added = await keyring.keys().add("ann", new)
     await refused(keyring.keys(resolver=private).test("ann", added["id"]), BadRequest, "invalid_api_base")
 
@@ -327,8 +327,8 @@ async def test_a_name_that_turned_private(keyring: Keyring) -> None:
 async def test_an_address_that_was_put_in(keys: ProviderKeys, db: Database) -> None:
     """Who can write to the database cannot send a key elsewhere: with an api_base put in, it does not open."""
     added = await keys.add("ann", new_key())
-    custom = await keys.add("ann", NewKey("custom", Secret("any-key"), api_base="https://llm.example.com/v1"))
-    assert {keys.open(key).reveal() for key in await keys.usable("ann")} == {canary(1), "any-key"}
+    custom = await keys.add("ann", NewKey("custom", Secret("any-key-at-all"), api_base="https://llm.example.com/v1"))
+    assert {keys.open(key).reveal() for key in await keys.usable("ann")} == {canary(1), "any-key-at-all"}
     await db.execute("UPDATE user_provider_keys SET api_base = 'https://evil.example.com/v1'")
     for key in await keys.usable("ann"):
         with pytest.raises(DamagedKey):

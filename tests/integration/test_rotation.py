@@ -84,10 +84,10 @@ async def test_what_does_not_open_stays(keyring: Keyring) -> None:
 async def test_keys_with_an_address(keyring: Keyring) -> None:
     """A key that is sealed for one address of its owner's stays so."""
     await keyring.account("ann")
-    new = NewKey("custom", Secret("any-key"), api_base="https://llm.example.com/v1")
+    new = NewKey("custom", Secret("any-key-at-all"), api_base="https://llm.example.com/v1")
     added = await keyring.keys().add("ann", new)
     assert (await rotation.rotate(keyring.database, vault_of(keyring.new, keyring.old))).left == 0
-    assert await keyring.opened(keyring.new) == {added["id"]: "any-key"}
+    assert await keyring.opened(keyring.new) == {added["id"]: "any-key-at-all"}
     (found,) = await rotation.verify(keyring.database, vault_of(keyring.new))
     assert (found.state, found.keys) == (OPENS, 1)
 

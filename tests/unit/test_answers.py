@@ -15,6 +15,14 @@ from uc_litellm_plugin import answers
 from uc_litellm_plugin.dialects import MessagesStream
 from uc_litellm_plugin.routes import ENDPOINTS
 
+
+class _Traffic:
+    """An answer of Google's, as LiteLLM hands it on."""
+
+    def __init__(self, kind: str | None) -> None:
+        self._hidden_params = {"provider_specific_fields": {"traffic_type": kind}}
+
+
 FRAMES = RECORDINGS["messages"]().events
 NUMBERS = ["NaN", "Infinity", "-Infinity", "-5", "true", "null", '"7"', "[]", "1e400"]
 
@@ -146,3 +154,31 @@ def test_the_cost_is_a_json_number() -> None:
         answers.write_cost(answer, Decimal("0.25"))
     assert json.loads(as_object.model_dump_json())["usage"]["cost"] == 0.25
     assert as_dict["usage"]["cost"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("answer", "tier"),
+    [
+        ({}, None),
+        ({"service_tier": "priority", "usage": {"service_tier": "flex"}}, "priority"),
+        ({"usage": {"service_tier": "flex"}}, "flex"),
+        (_Traffic("ON_DEMAND_PRIORITY"), "priority"),
+        (_Traffic("on_demand"), "default"),
+        (_Traffic(None), None),
+    ],
+)
+def test_served_tier(answer: object, tier: str | None) -> None:
+    """What a provider says of the tier it served is read where LiteLLM leaves it."""
+    assert answers.served_tier(answer) == tier
+
+
+@pytest.mark.parametrize(("given", "stored"), [("resp_1", "resp_1"), ("a\0b", None), ("x" * 256, None), (3, None)])
+def test_ids_that_no_row_takes(given: object, stored: str | None) -> None:
+    """An id that is no id is not kept."""
+    assert answers.stored_id({"id": given}) == stored
+
+
+def test_absurd_counts_fit_a_row() -> None:
+    """What an endpoint makes up beside the counts that are charged does not keep the charge out of the books."""
+    details = {"prompt_tokens_details": {"cached_tokens": 10**15}}
+    assert answers.tokens({"prompt_tokens": 3, "completion_tokens": 1, **details})["cached_tokens"] == 10**9

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uc_litellm_plugin.breaker import PAUSE_MOST_S, PAUSE_MOST_SUDDEN_S, PROBE_LEASE_S, Breaker, Standing
+from uc_litellm_plugin.breaker import PAUSE_MOST_S, PAUSE_MOST_SUDDEN_S, PROBE_LEASE_S, PROBE_LEFT_S, Breaker, Standing
 from uc_litellm_plugin.faults import Fault
 from uc_litellm_plugin.settings import HealthSettings
 from uc_litellm_plugin.window import BUCKETS, FEWEST_ENDS, FEWEST_SAMPLES, SAMPLES, Window
@@ -155,8 +155,10 @@ def test_a_lost_probe_frees_itself() -> None:
     breaker = down()
     assert breaker.claim_probe(START + 3)
     breaker.abandoned(START + 3)
-    assert not breaker.standing(START + 3 + PROBE_LEASE_S - 0.1).probe
-    assert breaker.claim_probe(START + 3 + PROBE_LEASE_S)
+    assert not breaker.standing(START + 3 + PROBE_LEFT_S - 0.1).probe
+    assert breaker.claim_probe(START + 3 + PROBE_LEFT_S)
+    assert not breaker.standing(START + 4 + PROBE_LEASE_S - 0.1).probe
+    assert breaker.claim_probe(START + 4 + PROBE_LEASE_S)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,28 @@ def test_a_rest_is_not_disturbed() -> None:
     assert limited.standing(START + 6).status == "healthy"
 
 
+def test_bad_requests_do_not_burn_the_probe() -> None:
+    """A probe that ends without a verdict is given to the next call: at once, or soon where its client has left."""
+    breaker = down()
+    for _ in range(3):
+        assert breaker.claim_probe(START + 3)
+        attempt(breaker, START + 3, Fault.BAD_REQUEST)
+    assert breaker.claim_probe(START + 3)
+    breaker.begun(START + 3)
+    breaker.abandoned(START + 3.5)
+    assert not breaker.claim_probe(START + 4.4)
+    assert breaker.claim_probe(START + 4.5)
+
+
+def test_a_rest_of_nothing_is_a_pause() -> None:
+    """`Retry-After: 0` does not make each call a probe."""
+    breaker = Breaker(SETTINGS)
+    for _ in range(3):
+        breaker.failed(START, LIMITED, retry_after_s=0)
+    assert not breaker.claim_probe(START + 0.9)
+    assert breaker.claim_probe(START + 1)
+
+
 def test_hearsay() -> None:
     """What another worker found down is down here, is probed after it, and heals with it."""
     breaker = after(OK)
@@ -313,8 +337,8 @@ def take(breaker: Breaker, now: float, step: Step) -> bool:
 def is_verdict(step: Step, now: float, claimed_at: float) -> bool:
     """Whether a step ends the period of a probe that was claimed then."""
     if step.event == "failed":
-        return step.fault.counts and now - step.pause >= claimed_at
-    return step.event in ("succeeded", "up")
+        return now - step.pause >= claimed_at
+    return step.event in ("succeeded", "up", "abandoned")
 
 
 @given(STEPS)

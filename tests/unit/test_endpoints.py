@@ -307,6 +307,21 @@ async def test_no_cookies(respx_mock: respx.MockRouter) -> None:
 
 
 @respx.mock(using="httpcore")
+async def test_answers_are_bounded(respx_mock: respx.MockRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers without end, or compressed though nobody asked for that, does not fill the memory."""
+    monkeypatch.setattr(endpoints, "LARGEST_ANSWER", 1000)
+    respx_mock.get(f"https://{PUBLIC}/small").respond(200, content=b"x" * 1000)
+    respx_mock.get(f"https://{PUBLIC}/large").respond(200, content=b"x" * 1001)
+    respx_mock.get(f"https://{PUBLIC}/zip").respond(200, content=b"", headers={"content-encoding": "gzip"})
+    async with endpoints.client(rules(), names()) as client:
+        assert len((await client.get("https://api.example.com/small")).content) == 1000
+        with pytest.raises(httpx.ReadError, match="1000 bytes"):
+            await client.get("https://api.example.com/large")
+        with pytest.raises(httpx.RemoteProtocolError, match="compressed"):
+            await client.get("https://api.example.com/zip")
+
+
+@respx.mock(using="httpcore")
 async def test_redirects_are_not_followed(respx_mock: respx.MockRouter) -> None:
     """A server that sends the caller elsewhere is answered by nobody: the redirect is the answer."""
     respx_mock.get(f"https://{PUBLIC}/").respond(302, headers={"location": "https://169.254.169.254/"})

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import logging
+import re
 import tracemalloc
 import types
 import uuid
@@ -93,7 +94,8 @@ def test_arguments_have_no_key(door: Injection) -> None:
     kwargs = {"model": "m", "api_key": "own-key-missing"}
     call = begun(key := own_key())
     made = door.inject(call, key, kwargs)
-    assert made == {"model": "m", "api_key": "uc-own-key-of-openai"}
+    assert set(made) == {"model", "api_key"}
+    assert re.fullmatch("uc-own-key-[0-9a-f]{32}-of-openai", made["api_key"])
     assert kwargs["api_key"] == "own-key-missing"
     assert KEY not in str(vars(call))
 
@@ -139,7 +141,47 @@ def test_nobody_elses_request(door: Injection, other: str) -> None:
     name = stand_in(door, call, key)
     later = {"nobody": None, "platform's": begun(None), "another provider's": begun(own_key("anthropic"))}[other]
     answer = sent(later, lambda request: httpx.Response(200, json=seen(request)), {"x-api-key": name})
-    assert answer.json()["headers"]["x-api-key"] == "uc-own-key-of-openai"
+    assert answer.json()["headers"]["x-api-key"] == name
+
+
+def test_only_where_a_key_belongs(door: Injection) -> None:
+    """A stand-in that a client has got to see and wrote elsewhere stays what it is: in an image's address, say."""
+    call = begun(key := own_key())
+    name = stand_in(door, call, key)
+    headers, query = {"x-api-key": name, "x-title": name}, f"?k={name}&url=https://a.example/?key={name}"
+    answer = sent(call, lambda request: httpx.Response(200, json=seen(request)), headers, f"{URL}{query}")
+    assert answer.json()["headers"]["x-title"] == name
+    assert KEY not in answer.json()["url"]
+
+    async def fetched() -> dict[str, Any]:
+        CURRENT.set(call)
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, json=seen(request)))
+        async with httpx.AsyncClient(transport=transport) as client:
+            answer = await client.get(f"{URL}?key={name}", headers={"authorization": name})
+            return dict(answer.json())
+
+    got = asyncio.run(fetched())
+    assert (got["url"], got["headers"]["authorization"]) == (f"{URL}?key={name}", name)
+
+
+def test_no_cookies(door: Injection) -> None:
+    """What a provider tells one user's call does not go along with the next user's, though one client sends both."""
+    call = begun(key := own_key())
+    name, got = stand_in(door, call, key), []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        got.append(request.headers.get("cookie"))
+        return httpx.Response(200, headers={"set-cookie": f"k={KEY}; Path=/"})
+
+    async def work() -> dict[str, str]:
+        CURRENT.set(call)
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
+            for _ in range(2):
+                await client.post(URL, headers={"x-api-key": name, "cookie": "a=b"})
+            return dict(client.cookies)
+
+    assert asyncio.run(work()) == {}
+    assert got == [None, None]
 
 
 def test_redirects_are_not_followed(door: Injection) -> None:
@@ -202,9 +244,9 @@ def test_an_address_of_the_users_own(door: Injection, pinned: httpx.AsyncClient)
     assert (made["api_base"], made["base_url"]) == (key.api_base, key.api_base)
     assert isinstance(made["client"], AsyncOpenAI)
     assert str(made["client"].base_url) == "https://llm.example.com/v1/"
-    assert made["client"].api_key == "uc-own-key-of-custom"
+    assert made["client"].api_key == made["api_key"]
     echoed = sent(call, lambda request: httpx.Response(200, json=seen(request)), {"x-api-key": made["api_key"]})
-    assert echoed.json()["headers"]["x-api-key"] == "uc-own-key-of-custom"
+    assert echoed.json()["headers"]["x-api-key"] == made["api_key"]
 
     async def work() -> httpx.Response:
         CURRENT.set(call)

@@ -123,3 +123,12 @@ def test_addresses(endpoint: Endpoint) -> None:
     key = own_key("custom", api_base="https://x", **CREDITS)
     found = spread([key], at("a", "custom"), at("b", "custom", litellm_provider="anthropic"), endpoint=endpoint)
     assert names(found) == (["a#byok", "a", "b"] if endpoint in (CHAT, EMBEDDINGS) else ["a", "b"])
+
+
+def test_no_key_where_the_machine_signs() -> None:
+    """A deployment that LiteLLM asks as the proxy's own machine (Vertex AI, Bedrock) takes no key of a user's."""
+    gemini, vertex = at("a", "google", litellm_provider="gemini"), at("b", "google", litellm_provider="vertex_ai")
+    assert [each.deployment for each in spread([own_key("google")], gemini, vertex)] == ["a#byok"]
+    with pytest.raises(Forbidden):
+        spread([own_key("google")], vertex)
+    assert spread([own_key("google", **CREDITS)], vertex) == [vertex]

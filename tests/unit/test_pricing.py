@@ -158,3 +158,18 @@ def test_free_is_only_what_costs_nothing_at_all() -> None:
     assert pricing.is_free({"input_cost_per_token": 0, "output_cost_per_token": 0.0})
     assert not pricing.is_free({"input_cost_per_token": 0, "output_cost_per_token": 1e-9})
     assert not pricing.is_free({"tiered_pricing": [{}]})
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_uneven"),
+    [
+        ({"output_cost_per_token": 2, "output_cost_per_reasoning_token": 2}, False),
+        ({"output_cost_per_token": 2, "output_cost_per_reasoning_token": 3}, True),
+        ({"output_cost_per_token": 2, "output_cost_per_image_token": "3"}, True),
+        ({"tiered_pricing": [{"output_cost_per_token": 1}, {"output_cost_per_reasoning_token": 1}]}, True),
+        ({"output_cost_per_token": 2, "output_cost_per_audio_token": 9}, False),
+    ],
+)
+def test_uneven_rates(entry: dict[str, Any], is_uneven: bool) -> None:
+    """A price is uneven where output that cannot be told from text without details is dearer than text."""
+    assert pricing.is_uneven(entry) is is_uneven

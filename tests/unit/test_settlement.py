@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Mapping
 from decimal import Decimal
@@ -145,6 +146,32 @@ async def test_the_answering_deployment_is_charged(till: Till) -> None:
     assert charged == [("d2", "acompletion", "flex")]
     facts = till.records[0]["usage"]
     assert (facts["model"], facts["attempts"], facts["metadata"]["deployment"]) == ("claude", 2, "d2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "tiers"),
+    [
+        (None, None, [None]),
+        ("flex", "default", ["default"]),
+        ("flex", None, [None, "flex"]),
+        ("priority", None, [None, "priority"]),
+        ("auto", None, [None, "priority"]),
+    ],
+)
+async def test_a_tier_that_nobody_names(till: Till, asked: str | None, served: str | None, tiers: list[str]) -> None:
+    """Where the answer does not say at which tier it was served, the dearer of none and the one asked for counts."""
+    call = held_call()
+    call.demand = dataclasses.replace(call.demand, tier=asked)
+    seen: list[str | None] = []
+    rates = {None: "0.1", "flex": "0.05", "priority": "0.2", "default": "0.1"}
+
+    def cost(candidate: Candidate, usage: Mapping[str, Any], call_type: str, tier: str | None) -> Decimal:
+        seen.append(tier)
+        return Decimal(rates[tier])
+
+    await Settlement(till.settle, cost).charge(call, Answer(USAGE, "usage", service_tier=served))
+    assert seen == tiers
+    assert till.records[0]["usage"]["cost_usd"] == max(rates[tier] for tier in tiers)
 
 
 async def test_a_call_without_an_attempt_is_free(till: Till) -> None:

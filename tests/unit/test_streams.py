@@ -166,3 +166,17 @@ async def test_the_first_output_is_noted_once(till: Till) -> None:
         assert len(firsts) == (number >= 2)
     await all_of(stream)
     assert call.first_token is not None
+
+
+async def test_left_between_two_attempts(till: Till) -> None:
+    """A client that leaves after one provider's fault and before the next attempt leaves no hold behind."""
+    call = held_call()
+    call.attempts[-1].failed = True
+    player = Player(RECORDINGS["chat"]().events, hangs_before=0)
+    stream = playing(call, till, player)
+    waiting = asyncio.ensure_future(anext(stream))
+    await player.hangs.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert [record["action"] for record in till.records] == ["release"]

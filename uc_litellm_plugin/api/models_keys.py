@@ -13,8 +13,8 @@ Fallback = Literal["never", "credits"]
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", examples=["openai"])]
 WrittenKey = Annotated[
     SecretStr,
-    Field(min_length=1, max_length=512),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 512, "writeOnly": True, "examples": ["sk-…"]}),
+    Field(min_length=8, max_length=512),
+    WithJsonSchema({"type": "string", "minLength": 8, "maxLength": 512, "writeOnly": True, "examples": ["sk-…"]}),
 ]
 
 
