@@ -59,7 +59,7 @@ async def _listen_once(
     settings: Settings, on_payload: Callable[[str], None], on_ready: Callable[[], None], on_lost: Callable[[], None]
 ) -> None:
     async with connect(settings, timeout=settings.database.timeout_s) as connection:
-        channel, echo = f"{settings.database.schema_name}_changed", _Echo(connection, settings.database.timeout_s)
+        channel, echo = f"{settings.database.schema_name}_changed", _Echo(settings, connection)
         await connection.add_listener(channel, lambda *event: on_payload(str(event[3])))
         await echo.prepare()
         await echo.hear()
@@ -71,11 +71,15 @@ async def _listen_once(
 
 
 class _Echo:
-    """A word to ourselves through the database: whoever hears it hears what the others say, too."""
+    """A word to ourselves through the database: whoever hears it hears what the others say, too.
 
-    def __init__(self, connection: Connection[Row], timeout_s: float) -> None:
+    It is said on another connection, as theirs is: what a session says itself comes with its own answers.
+    """
+
+    def __init__(self, settings: Settings, connection: Connection[Row]) -> None:
+        self._settings = settings
         self._connection = connection
-        self._timeout_s = timeout_s
+        self._timeout_s = settings.database.timeout_s
         self._channel = f"uc_echo_{secrets.token_hex(8)}"
         self._heard = asyncio.Event()
 
@@ -85,7 +89,8 @@ class _Echo:
     async def hear(self) -> None:
         """Raises DatabaseUnavailable when what is said is not heard in time."""
         self._heard.clear()
-        await self._connection.execute(f"NOTIFY {self._channel}", timeout=self._timeout_s)
+        async with connect(self._settings, timeout=self._timeout_s) as other:
+            await other.execute(f"NOTIFY {self._channel}", timeout=self._timeout_s)
         try:
             await asyncio.wait_for(self._heard.wait(), self._timeout_s)
         except asyncio.TimeoutError:

@@ -91,9 +91,14 @@ def chat_usage(usage: Mapping[str, Any]) -> Usage:
     plain = {key: value for key, value in usage.items() if key != "cost" and value is not None}
     if "prompt_tokens" in plain or "completion_tokens" in plain:
         return Usage(**plain)
+    if not _ANTHROPICS.isdisjoint(plain):
+        return litellm.AnthropicConfig().calculate_usage(usage_object=plain, reasoning_content=None)
     if "input_tokens_details" in plain or "output_tokens_details" in plain or "total_tokens" in plain:
         return _responses_usage(plain)
     return litellm.AnthropicConfig().calculate_usage(usage_object=plain, reasoning_content=None)
+
+
+_ANTHROPICS = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens"})
 
 
 def _responses_usage(plain: Mapping[str, Any]) -> Usage:

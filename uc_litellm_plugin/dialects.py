@@ -162,7 +162,7 @@ class MessagesStream(Stream):
         kind = data.get("type")
         if kind == "message_start":
             message = data.get("message") or {}
-            self.response_id = message.get("id")
+            self.response_id = stored_id(message)
             self._merge(message.get("usage"))
         elif kind == "message_delta":
             self._merge(data.get("usage"))

@@ -204,7 +204,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         first, *others = addresses
         request.url = request.url.copy_with(host=first)
         try:
-            return _bounded(await self._network.handle_async_request(request))
+            return await _bounded(await self._network.handle_async_request(request))
         except (httpx.ConnectError, httpx.ConnectTimeout):
             if not others:
                 raise
@@ -215,9 +215,10 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         await self._network.aclose()
 
 
-def _bounded(response: httpx.Response) -> httpx.Response:
+async def _bounded(response: httpx.Response) -> httpx.Response:
     """The same answer, which ends with an error where it grows too large; a compressed one could do so at once."""
-    if response.headers.get("content-encoding", "identity") != "identity":
+    if response.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        await response.aclose()  # Its connection would stay in use for good.
         raise httpx.RemoteProtocolError("The answer is compressed, which was not asked for.")
     assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - a network's always is
     response.stream = _Bounded(response.stream)

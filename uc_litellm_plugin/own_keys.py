@@ -110,6 +110,8 @@ def _unusable(key: ProviderKey, endpoint: Endpoint, now: datetime) -> Forbidden:
         why = "has reached its monthly cap"
     elif key.is_usable(now):
         why = f"has an endpoint of its own, which does not serve {endpoint.name}"
+        if key.api_base is None:
+            why = "cannot be used there: the proxy is known to that deployment by other means than a key"
     return Forbidden(
         f"Your own key '{key.key_name}' for {key.provider} {why}, and it may not fall back on credits: renew it, "
         "deactivate it, or set its fallback to credits.",

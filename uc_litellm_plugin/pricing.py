@@ -170,9 +170,10 @@ def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> 
 
 def is_uneven(entry: Mapping[str, Any]) -> bool:
     """Whether some output tokens, of reasoning or of images, are dearer than those of text."""
-    steps = [entry, *(entry.get("tiered_pricing") or ())]
-    return any(exact(step.get(rate) or 0) > exact(step.get("output_cost_per_token") or 0)
-               for step in steps for rate in _DEAR_OUTPUT)  # fmt: skip
+    steps = [dict(_numbers(step)) for step in (entry, *(entry.get("tiered_pricing") or ()))]
+    return any(
+        step.get(rate, ZERO) > step.get("output_cost_per_token", ZERO) for step in steps for rate in _DEAR_OUTPUT
+    )
 
 
 def is_free(entry: Mapping[str, Any]) -> bool:

@@ -121,6 +121,22 @@ def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> 
     for field in ("n", "best_of"):
         whole_number(body, field, _MOST_ANSWERS)
     _check_shape(endpoint, body)
+    if endpoint is RESPONSES:
+        _check_caching(body)
+
+
+def _check_caching(body: Body) -> None:
+    """Writes into the prompt cache for an hour are dearer, and LiteLLM's translation to this API does not tell them."""
+    ahead: list[Any] = [body]
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, Mapping):
+            control = node.get("cache_control")
+            if isinstance(control, Mapping) and control.get("ttl", "5m") != "5m":
+                raise BadRequest("cache_control.ttl can be 5m only on /v1/responses.", param="cache_control")
+            ahead += node.values()
+        elif isinstance(node, list):
+            ahead += node
 
 
 def _check_field(endpoint: Endpoint, field: str, extra_fields: frozenset[str]) -> None:

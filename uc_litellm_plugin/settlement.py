@@ -68,7 +68,7 @@ class Settlement:
         return _record(call, "settle", credits, _answered(call, answer, usd))
 
     def _usd(self, call: Call, candidate: Candidate, answer: Answer) -> Decimal:
-        tiers = _tiers(answer.service_tier, call.demand.tier)
+        tiers = _tiers(candidate, answer.service_tier, call.demand.tier)
         try:
             return max(self._cost(candidate, answer.usage, call.endpoint.call_type, tier) for tier in tiers)
         except Exception:
@@ -88,7 +88,10 @@ class Settlement:
             return call.held
 
 
-def _tiers(served: str | None, asked: str | None) -> tuple[str | None, ...]:
+_GOOGLES = ("gemini", "vertex_ai")
+
+
+def _tiers(candidate: Candidate, served: str | None, asked: str | None) -> tuple[str | None, ...]:
     """The service tiers that an answer may have been served at; the dearest counts.
 
     Where LiteLLM translates between two dialects it may lose what was asked for, or what was served
@@ -96,8 +99,10 @@ def _tiers(served: str | None, asked: str | None) -> tuple[str | None, ...]:
     """
     if served or not asked:
         return (served,)
-    # Gemini's `priority`, by LiteLLM's translation of Anthropic's word.
-    return None, "priority" if asked.lower() == "auto" else asked
+    if asked.lower() != "auto":
+        return None, asked
+    # Google's `priority`, by LiteLLM's translation of Anthropic's word; elsewhere it is the account's own default.
+    return (None, "priority") if candidate.litellm_provider.startswith(_GOOGLES) else (None,)
 
 
 def _record(call: Call, action: str, charge: Decimal, usage: Mapping[str, Any]) -> Record:

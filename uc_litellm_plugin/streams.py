@@ -119,7 +119,7 @@ class _Relay:
         """The client is gone: charge what it got, and for what reasons unseen what the provider says."""
         if not self._stream.counted and self._call.reasons_unseen:
             await self._read_on(drain_s)
-        if self._call.under_way:
+        if self._call.under_way or (self._call.ending is None and self._stream.text):
             await self._charge_part(CLIENT_LEFT, "client_disconnected")
         elif self._call.ending is None:
             # Between one provider's fault and the next attempt.

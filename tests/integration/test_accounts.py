@@ -276,7 +276,7 @@ async def test_a_lost_connection_forgets_all(settings: Settings, accounts: Accou
         before = await accounts.api_key(KEY)
         ear.ready.clear()
         await database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'NOTIFY uc_echo_%' "
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN %' "
             "AND datname = current_database()"
         )
         await asyncio.wait_for(ear.lost.wait(), 5)

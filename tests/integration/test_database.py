@@ -278,7 +278,7 @@ async def test_changes_are_heard_and_the_loss_of_the_listener_too(settings: Sett
     assert await asyncio.wait_for(heard.get(), 5) == "ready"
     await db.execute("NOTIFY uc_changed, 'first'")
     assert await asyncio.wait_for(heard.get(), 5) == "first"
-    await db.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'NOTIFY uc_echo_%'"
+    await db.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
                    " AND datname = current_database()")  # fmt: skip
     assert [await asyncio.wait_for(heard.get(), 5) for _ in range(2)] == ["lost", "ready"]
     await db.execute("NOTIFY uc_changed, 'second'")
@@ -288,8 +288,8 @@ async def test_changes_are_heard_and_the_loss_of_the_listener_too(settings: Sett
 
 
 async def test_a_pooler_that_keeps_notifications_is_noticed(settings: Settings) -> None:
-    """Where LISTEN succeeds and nothing is ever heard, nobody is told that changes are, and the error says why."""
-    pooler = await asyncio.start_server(without_notifications(settings), "127.0.0.1", 0)
+    """Where LISTEN succeeds and others are not heard, nobody is told that changes are, and the error says why."""
+    pooler = await asyncio.start_server(in_transactions(settings), "127.0.0.1", 0)
     path, port = urlsplit(url_of(settings)).path, pooler.sockets[0].getsockname()[1]
     url = SecretStr(f"postgresql://uc@127.0.0.1:{port}{path}?sslmode=disable")
     told: list[str] = []
@@ -300,17 +300,17 @@ async def test_a_pooler_that_keeps_notifications_is_noticed(settings: Settings) 
     pooler.close()
 
 
-def without_notifications(
-    settings: Settings,
-) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-    """Passes on all that PostgreSQL says but its notifications (messages of type A)."""
+def in_transactions(settings: Settings) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """As a pooler in transaction mode: between transactions (after ReadyForQuery) the client hears no notifications."""
     (directory,) = parse_qs(urlsplit(url_of(settings)).query)["host"]
 
     async def connected(from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         from_server, to_server = await asyncio.open_unix_connection(f"{directory}/.s.PGSQL.{PORT}")
+        linked = asyncio.Event()
 
         async def up() -> None:
             while data := await from_client.read(65_536):
+                linked.set()
                 to_server.write(data)
             to_server.close()
 
@@ -319,8 +319,10 @@ def without_notifications(
                 while True:
                     head = await from_server.readexactly(5)
                     body = await from_server.readexactly(int.from_bytes(head[1:], "big") - 4)
-                    if head[:1] != b"A":
+                    if head[:1] != b"A" or linked.is_set():
                         to_client.write(head + body)
+                    if (head[:1], body) == (b"Z", b"I"):
+                        linked.clear()
             to_client.close()
 
         await asyncio.gather(up(), down())

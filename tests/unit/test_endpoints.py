@@ -306,6 +306,11 @@ async def test_no_cookies(respx_mock: respx.MockRouter) -> None:
     assert ["cookie" in call.request.headers for call in route.calls] == [False, False]
 
 
+def transport_of(client: httpx.AsyncClient) -> PinnedTransport:
+    assert isinstance(client._transport, PinnedTransport)
+    return client._transport
+
+
 @respx.mock(using="httpcore")
 async def test_answers_are_bounded(respx_mock: respx.MockRouter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that answers without end, or compressed though nobody asked for that, does not fill the memory."""
@@ -319,6 +324,7 @@ async def test_answers_are_bounded(respx_mock: respx.MockRouter, monkeypatch: py
             await client.get("https://api.example.com/large")
         with pytest.raises(httpx.RemoteProtocolError, match="compressed"):
             await client.get("https://api.example.com/zip")
+        assert not transport_of(client)._network._pool.connections
 
 
 @respx.mock(using="httpcore")

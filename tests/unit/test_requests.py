@@ -174,3 +174,14 @@ def test_what_is_no_name_is_none(value: Any) -> None:
 def test_ordinary_names_stay() -> None:
     """Letters of any language and emoji stay as they are."""
     assert requests.clean(" Größe 東京 🙂 ", 20) == "Größe 東京 🙂"
+
+
+def test_an_hour_of_cache() -> None:
+    """Writes for an hour are refused where the answer would not tell them from those for five minutes."""
+    part = {"type": "input_text", "text": "hi", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    body = {"model": "m", "input": [{"role": "user", "content": [part]}]}
+    with pytest.raises(BadRequest, match="ttl"):
+        requests.check_body(RESPONSES, body, frozenset())
+    part["cache_control"] = {"type": "ephemeral", "ttl": "5m"}
+    requests.check_body(RESPONSES, body, frozenset())
+    requests.check_body(CHAT, {"model": "m", "messages": body["input"]}, frozenset())

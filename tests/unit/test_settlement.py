@@ -149,18 +149,23 @@ async def test_the_answering_deployment_is_charged(till: Till) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "served", "tiers"),
+    ("provider", "asked", "served", "tiers"),
     [
-        (None, None, [None]),
-        ("flex", "default", ["default"]),
-        ("flex", None, [None, "flex"]),
-        ("priority", None, [None, "priority"]),
-        ("auto", None, [None, "priority"]),
+        ("openai", None, None, [None]),
+        ("openai", "flex", "default", ["default"]),
+        ("openai", "flex", None, [None, "flex"]),
+        ("openai", "priority", None, [None, "priority"]),
+        ("openai", "auto", None, [None]),
+        ("gemini", "auto", None, [None, "priority"]),
+        ("gemini", "auto", "default", ["default"]),
     ],
 )
-async def test_a_tier_that_nobody_names(till: Till, asked: str | None, served: str | None, tiers: list[str]) -> None:
+async def test_a_tier_that_nobody_names(
+    till: Till, provider: str, asked: str | None, served: str | None, tiers: list[str]
+) -> None:
     """Where the answer does not say at which tier it was served, the dearer of none and the one asked for counts."""
     call = held_call()
+    call.attempts.append(Attempt(dataclasses.replace(candidate("d2"), litellm_provider=provider)))
     call.demand = dataclasses.replace(call.demand, tier=asked)
     seen: list[str | None] = []
     rates = {None: "0.1", "flex": "0.05", "priority": "0.2", "default": "0.1"}

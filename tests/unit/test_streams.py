@@ -180,3 +180,19 @@ async def test_left_between_two_attempts(till: Till) -> None:
     await asyncio.wait([waiting])
     await stream.aclose()  # type: ignore[attr-defined]
     assert [record["action"] for record in till.records] == ["release"]
+
+
+async def test_left_between_two_attempts_with_a_part(till: Till) -> None:
+    """What was delivered before a fault is charged, though the client leaves while the next attempt is looked for."""
+    call = held_call()
+    player = Player(RECORDINGS["chat"]().events, hangs_before=3)
+    stream = playing(call, till, player)
+    for _ in range(3):
+        await anext(stream)
+    call.attempts[-1].failed = True
+    waiting = asyncio.ensure_future(anext(stream))
+    await player.hangs.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert [record["action"] for record in till.records] == ["settle"]

@@ -21,6 +21,7 @@ MOST_KEYS = 100
 
 _ACTIVE = "SELECT count(*) FROM user_api_keys WHERE user_id = $1 AND is_active"
 # An account's own only, whoever knows the id of another's.
+_ROLE = "SELECT role FROM user_api_keys WHERE user_id = $1 AND id = $2"
 _REVOKE = """
 UPDATE user_api_keys AS k SET is_active = false FROM user_api_keys AS before
 WHERE k.id = $2 AND k.user_id = $1 AND before.id = k.id RETURNING k.id, before.is_active AS was_active"""
@@ -49,6 +50,9 @@ async def revoke(
     account: Account, at: At, key_id: Annotated[UUID, Path(description="The API key's id.")]
 ) -> RevokedApiKey:
     """Revoke an API key; within a second no worker accepts it. The key that asks may be this one."""
+    role = await at.worker.database.fetchval(_ROLE, account.user_id, key_id, idempotent=True)
+    if role not in (None, "user") and account.actor.role != "admin" and account.actor.key_id != str(key_id):
+        raise Forbidden(f"Only an admin can revoke {role} keys.", code="role_not_allowed")
     row = await at.worker.database.fetchrow(_REVOKE, account.user_id, key_id, idempotent=True)
     if row is None:
         raise NotFound("There is no such API key.", code="unknown_key")
