@@ -254,9 +254,10 @@ def strays(run: Run) -> list[str]:
             others = json.dumps([call["headers"], call["body"]])
             wrong += [f"call {number} at {side} had {found} elsewhere" for found in CANARY.findall(others)]
         wrong += [f"call {number} used {key} twice" for key, times in Counter(credentials).items() if times > 1]
+        # Their order is the ranking's: own keys first among those that are up, and again among those that are down.
         own = [key in user.keys.values() for key in credentials]
-        if own != sorted(own, reverse=True) or (user not in run.users[::2] and not all(own)):
-            wrong.append(f"call {number}: platform's keys out of turn: {own}")
+        if user not in run.users[::2] and not all(own):
+            wrong.append(f"call {number}: platform's keys for who may not fall back: {own}")
     return wrong
 
 
