@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.trial import Options, Trial
 from tests.chaos.verdict import report
 
-KILLS, CRASHES, CALLS = 3, 1, 150
+KILLS, CRASHES, CALLS = 2, 1, 120
 
 
 async def test_short_storm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,8 @@ def test_try_a_key(upstream: Upstream, user: Client) -> None:
     [
         ({"provider": "nobody"}, (400, "unknown_provider")),
         ({"provider": "anthropic"}, (400, "invalid_api_key")),
-        ({"api_key": "sk-\u0000"}, (400, "invalid_api_key")),
+        ({"api_key": "sk-\u0000-and-more"}, (400, "invalid_api_key")),
+        ({"api_key": "sk-shrt"}, (400, "invalid_value")),
         ({"api_key": ""}, (400, "invalid_value")),
         ({"api_key": "x" * 513}, (400, "invalid_value")),
         ({"monthly_cap_usd": "-1"}, (400, "invalid_value")),
