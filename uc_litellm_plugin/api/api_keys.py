@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path
 from ..database import Database
 from ..errors import Forbidden, NotFound, Taken
 from ..office import Office
-from .callers import Account, At, note
+from .callers import Account, At, OpenAccount, note
 from .envelope import EnvelopeRoute
 from .models import ERRORS, Everything
 from .models_keys import ApiKey, MadeApiKey, NewApiKey, RevokedApiKey
@@ -35,7 +35,7 @@ async def listed(account: Account, at: At) -> Everything[ApiKey]:
 
 
 @routing.post("", status_code=201)
-async def make(account: Account, at: At, new: NewApiKey) -> MadeApiKey:
+async def make(account: OpenAccount, at: At, new: NewApiKey) -> MadeApiKey:
     """Make an API key. The key is in this answer and nowhere else."""
     if new.role != "user" and account.actor.role != "admin":
         raise Forbidden(f"Only an admin can make {new.role} keys.", code="role_not_allowed")

@@ -85,6 +85,14 @@ async def _acting(
     return Acting(caller, actor)
 
 
+async def _active(request: Request, acting: Annotated[Acting, Depends(_acting)]) -> Acting:
+    """An account that is open: who is locked out may look, and lays by no keys for the day it is opened again."""
+    account = await reception_of(request).worker.accounts.account(acting.user_id)
+    if acting.actor.role == "user" and account is not None and account.status != "active":
+        raise Forbidden("This account is not active; ask the operator.", code=f"account_{account.status}")
+    return acting
+
+
 def nothing_at(method: str, path: str) -> Refusal:
     """What is said of a method and path that are none of our routes."""
     if methods := api_routes.methods_of(path):
@@ -102,7 +110,8 @@ def note(actor: Actor, action: str, user_id: str, reason: str | None = None) -> 
         )  # fmt: skip
 
 
-# Handlers name what they need: who asks, the account that is asked about, or the process's reception.
+# Handlers name what they need: who asks, the account that is asked about, one that is open, or the process's reception.
 Asking = Annotated[Actor, Depends(_actor)]
 Account = Annotated[Acting, Depends(_acting)]
+OpenAccount = Annotated[Acting, Depends(_active)]
 At = Annotated[Reception, Depends(reception_of)]

@@ -14,7 +14,7 @@ from ..provider_key import KeyChanges, NewKey
 from ..provider_keys import ProviderKeys
 from ..reception import Reception
 from ..vault import Secret, Vault
-from .callers import Account, At, note
+from .callers import Account, At, OpenAccount, note
 from .envelope import EnvelopeRoute
 from .models import ERRORS, Deleted, Everything
 from .models_keys import KeyTest, NewProviderKey, ProviderKey, ProviderKeyChanges
@@ -32,7 +32,7 @@ async def listed(account: Account, at: At) -> Everything[ProviderKey]:
 
 
 @routing.post("", status_code=201)
-async def add(account: Account, at: At, new: NewProviderKey) -> ProviderKey:
+async def add(account: OpenAccount, at: At, new: NewProviderKey) -> ProviderKey:
     """Store a provider key, sealed. It cannot be read again."""
     values = {name: value for name, value in _values(new).items() if name not in ("api_key", "test")}
     key = NewKey(**values, api_key=Secret(new.api_key.get_secret_value()))
@@ -42,7 +42,7 @@ async def add(account: Account, at: At, new: NewProviderKey) -> ProviderKey:
 
 
 @routing.patch("/{key_id}")
-async def change(account: Account, at: At, key_id: KeyId, changes: ProviderKeyChanges) -> ProviderKey:
+async def change(account: OpenAccount, at: At, key_id: KeyId, changes: ProviderKeyChanges) -> ProviderKey:
     """Change a provider key's name, use, cap or times. The key itself is replaced by adding another."""
     named = {name: value for name, value in _values(changes).items() if name in changes.model_fields_set}
     row = await _keys(at).change(account.user_id, key_id, KeyChanges(**named))
@@ -59,7 +59,7 @@ async def delete(account: Account, at: At, key_id: KeyId) -> Deleted:
 
 
 @routing.post("/{key_id}/test")
-async def test(account: Account, at: At, key_id: KeyId) -> KeyTest:
+async def test(account: OpenAccount, at: At, key_id: KeyId) -> KeyTest:
     """Try a provider key at its provider, with a call that costs nothing."""
     outcome = await _keys(at).test(account.user_id, key_id)
     return KeyTest.model_validate(dataclasses.asdict(outcome))

@@ -179,6 +179,9 @@ def test_suspend(proxy: Proxy, bank: Bank, account: Account, admin: Client, user
     admin.patch(f"/users/{account.user_id}", {"status": "suspended"})
     assert ask(proxy, account, "chat").status_code == 403
     assert user.get("/credits/balance")["status"] == "suspended"
+    assert user.refused("POST", "/api-keys", json={"name": "later"}) == (403, "account_suspended")
+    stored = {"provider": "openai", "api_key": f"sk-{'x' * 40}"}
+    assert user.refused("POST", "/provider-keys", json=stored) == (403, "account_suspended")
     admin.patch(f"/users/{account.user_id}", {"status": "active"})
     assert ask(proxy, account, "chat").status_code == 200
     bank.settled(account)
