@@ -19,6 +19,9 @@ ZERO = Decimal(0)
 # The largest amount NUMERIC(20,6) holds; anything dearer is a bug or an attack.
 LARGEST = Decimal("99999999999999.999999")
 
+# The most that a usage row's NUMERIC(20,12) holds.
+LARGEST_USD = Decimal("99999999.999999999999")
+
 _EXACT = Context(prec=60)
 _ABOVE = re.compile(r"_above_(\d+)(k?)_tokens|_above_1hr")
 # The units a token can be priced by; a longer key ends in the name of a service tier (priority, flex, batches, …).

@@ -195,7 +195,7 @@ def install() -> None:
 
     def cleaned(*args: object, **kwargs: object) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        if _in_use:
+        if _in_use and not _is_ours(record):
             record.msg, record.args = clean_text(_message(record)), None
             if record.exc_info:
                 record.exc_text = clean_text(_FORMATTER.formatException(record.exc_info))
@@ -206,6 +206,12 @@ def install() -> None:
 
 
 _FORMATTER = logging.Formatter()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether it is a line of the plugin's own, in which no key is written: a user's choice of key must not blank out
+    who did what."""
+    return record.name.startswith(__name__.partition(".")[0]) and not record.exc_info
 
 
 def _message(record: logging.LogRecord) -> str:

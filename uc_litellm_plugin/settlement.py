@@ -118,6 +118,8 @@ def _record(call: Call, action: str, charge: Decimal, usage: Mapping[str, Any]) 
 def _answered(call: Call, answer: Answer, usd: Decimal) -> dict[str, Any]:
     tokens = answers.tokens(answer.usage)
     latency_ms = call.latency_ms()
+    # What a user's own endpoint makes up of its usage must not keep the charge out of the books.
+    usd = min(max(usd, pricing.ZERO), pricing.LARGEST_USD) if usd.is_finite() else pricing.ZERO
     return {
         **_facts(call),
         **tokens,

@@ -209,3 +209,14 @@ def test_in_use_by_two(lines: io.StringIO) -> None:
         logging.getLogger("some.library").warning("one is done: %s", KEY)
     assert KEY not in lines.getvalue()
     assert not redaction._in_use
+
+
+def test_our_own_lines_stay(caplog: pytest.LogCaptureFixture) -> None:
+    """A key that is a word does not blank out that word where the plugin says who did what; other lines are cleaned."""
+    before = logging.getLogRecordFactory()
+    redaction.install()
+    with redaction.in_use("suspended"):
+        logging.getLogger("uc_litellm_plugin.api.callers").warning("ann is suspended")
+        logging.getLogger("elsewhere").warning("the key suspended")
+    logging.setLogRecordFactory(before)
+    assert caplog.messages == ["ann is suspended", "the key [own key]"]

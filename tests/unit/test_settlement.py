@@ -185,3 +185,12 @@ async def test_a_call_without_an_attempt_is_free(till: Till) -> None:
     call.attempts.clear()
     await Settlement(till.settle, costing("1")).charge(call, Answer(USAGE, "usage"))
     assert (till.records[0]["charge"], till.records[0]["usage"]["provider"]) == ("0.000000", "none")
+
+
+@pytest.mark.parametrize(("cost", "shown"), [("1e15", "99999999.999999999999"), ("-3", "0"), ("NaN", "0")])
+async def test_a_cost_that_no_row_holds(till: Till, cost: str, shown: str) -> None:
+    """What an endpoint makes up costs at most what was held, and its row can be written."""
+    call = held_call()
+    await Settlement(till.settle, costing(cost)).charge(call, Answer(USAGE, "usage"))
+    (record,) = till.records
+    assert (record["usage"]["cost_usd"], Decimal(record["charge"])) == (shown, call.held)
