@@ -166,7 +166,7 @@ def _explained(moved: list[str]) -> str:
     version = metadata.version("litellm")
     parts = "".join(f"\n  - {each}" for each in moved)
     return (
-        f"LiteLLM {version} is not what uc_litellm_plugin {metadata.version('uc-litellm-plugin')} is made for. "
+        f"LiteLLM {version} is not what this uc_litellm_plugin is made for. "
         f"{_NOTHING_SERVED} What has moved:{parts}\n"
         f"Supported is {supported()}: install one of those that docs/compatibility.md lists as tested "
         "(pip install 'litellm[proxy]==…'), or a newer uc-litellm-plugin."

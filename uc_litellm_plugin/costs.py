@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 _PRICED_OTHERWISE = frozenset({"together_ai", "replicate", "huggingface", "lemonade"})
 # Priced by its rates and nothing else.
 _PLAIN = "openai"
+# Anthropic's names.
+_CACHED = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens"})
 
 
 def cost(candidate: Candidate, usage: Mapping[str, Any], call_type: str, service_tier: str | None) -> Decimal:
@@ -91,14 +93,12 @@ def chat_usage(usage: Mapping[str, Any]) -> Usage:
     plain = {key: value for key, value in usage.items() if key != "cost" and value is not None}
     if "prompt_tokens" in plain or "completion_tokens" in plain:
         return Usage(**plain)
-    if not _ANTHROPICS.isdisjoint(plain):
-        return litellm.AnthropicConfig().calculate_usage(usage_object=plain, reasoning_content=None)
-    if "input_tokens_details" in plain or "output_tokens_details" in plain or "total_tokens" in plain:
+    if "input_tokens_details" in plain or "output_tokens_details" in plain:
+        return _responses_usage(plain)
+    # Some that speak Anthropic's dialect give a total, too; their input leaves cached tokens out.
+    if "total_tokens" in plain and _CACHED.isdisjoint(plain):
         return _responses_usage(plain)
     return litellm.AnthropicConfig().calculate_usage(usage_object=plain, reasoning_content=None)
-
-
-_ANTHROPICS = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens"})
 
 
 def _responses_usage(plain: Mapping[str, Any]) -> Usage:

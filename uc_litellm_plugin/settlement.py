@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 CostFunction = Callable[[Candidate, Mapping[str, Any], str, str | None], Decimal]
 
+_GOOGLES = ("gemini", "vertex_ai")
+
 
 class Settlement:
     """Ends calls.
@@ -86,9 +88,6 @@ class Settlement:
                 "call %s reports a cost of %s USD, which no ledger row holds; charging its hold", call.id, usd
             )
             return call.held
-
-
-_GOOGLES = ("gemini", "vertex_ai")
 
 
 def _tiers(candidate: Candidate, served: str | None, asked: str | None) -> tuple[str | None, ...]:

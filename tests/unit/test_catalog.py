@@ -290,3 +290,20 @@ def test_counting_keeps_no_second_vocabulary() -> None:
     tokenizer = catalog.tokenizer()
     assert tiktoken.get_encoding("o200k_base")._mergeable_ranks == {}
     assert tokenizer("hello world") == 2
+
+
+@pytest.mark.parametrize(
+    ("usage", "prompt_tokens"),
+    [
+        ({"input_tokens": 100, "output_tokens": 5, "cache_read_input_tokens": 40}, 140),
+        ({"input_tokens": 100, "output_tokens": 5, "total_tokens": 105, "cache_read_input_tokens": 40}, 140),
+        ({"input_tokens": 100, "output_tokens": 5, "total_tokens": 105}, 100),
+        ({"input_tokens": 100, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 40},
+          "cache_read_input_tokens": 40}, 100),
+    ],
+)  # fmt: skip
+def test_what_input_counts(usage: Mapping[str, Any], prompt_tokens: int) -> None:
+    """Anthropic's input leaves cached tokens out, OpenAI's has them in; neither are lost nor counted twice."""
+    seen = costs.chat_usage(usage)
+    assert seen.prompt_tokens == prompt_tokens
+    assert seen.prompt_tokens_details is None or seen.prompt_tokens_details.cached_tokens in (None, 0, 40)

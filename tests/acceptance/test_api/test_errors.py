@@ -91,7 +91,8 @@ def test_strange_content_types(user: Client, service: Client, admin: Client, kin
     """A body that is not said to be JSON is refused, whatever it is."""
     for route in ROUTES:
         client = client_for(route, user, service, admin)
-        client.ask(route.method, concrete(route), content=b"a=1&b=2", headers={"content-type": kind})
+        answer = client.ask(route.method, concrete(route), content=b"a=1&b=2", headers={"content-type": kind})
+        assert answer.status_code >= 400 or route.method in ("GET", "DELETE"), (route, answer.text)
 
 
 def test_large_bodies(proxy: Proxy, user: Client, service: Client, admin: Client) -> None:
