@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from . import heap
+
 Tier = Literal["free", "starter", "professional", "enterprise"]
 TIERS: tuple[Tier, ...] = ("free", "starter", "professional", "enterprise")
 
@@ -154,9 +156,15 @@ class UsageSettings(Section):
 class ProcessSettings(Section):
     """`process`: the Python process of a worker."""
 
-    switches: ClassVar[frozenset[str]] = frozenset({"freeze_after_start"})
+    switches: ClassVar[frozenset[str]] = frozenset({"collect_between_steps", "freeze_after_start"})
 
+    collect_between_steps: bool | None = None
     freeze_after_start: bool = False
+
+    @property
+    def collects_between_steps(self) -> bool:
+        """What `collect_between_steps` says, or, where it says nothing, whether this Python needs it."""
+        return not heap.SAFE_ANYWHERE if self.collect_between_steps is None else self.collect_between_steps
 
 
 class LimitSettings(Section):

@@ -190,6 +190,8 @@ class Worker:
             self._beat(_HEALTH_EVERY_S, self.health.flush),
             self._beat(usage.summary_every_s, self._refresh_summary),
         ]
+        if self.settings.process.collects_between_steps:
+            self._tasks.append(asyncio.create_task(heap.collect_between_steps(self._is_idle)))
         if self.settings.process.freeze_after_start:
             logger.info("%d objects are left out of garbage collections", heap.freeze())
 
@@ -203,6 +205,9 @@ class Worker:
             await asyncio.gather(*(self.database.execute("SELECT", idempotent=True) for _ in range(_CONNECTIONS)))
         except DatabaseUnavailable as error:
             logger.warning("PostgreSQL cannot be reached yet: %s", error)
+
+    def _is_idle(self) -> bool:
+        return all(call.ending is not None for call in self.calls)
 
     async def _extend(self) -> None:
         live = [call.id for call in self.calls if call.ending is None]

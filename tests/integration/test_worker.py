@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,23 @@ async def test_what_is_there_after_the_start_is_not_collected(database_url: str,
     finally:
         gc.unfreeze()
         await worker.stop()
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+async def test_garbage_is_collected_between_steps(database_url: str, tmp_path: Path, wanted: str) -> None:
+    """Where the setting says so, and by itself where this Python needs it, allocations collect nothing any more."""
+    file = tmp_path / "uc.yaml"
+    file.write_text(f"process: {{collect_between_steps: {wanted}}}\n")
+    environment = {"UC_STATE_DIR": str(tmp_path), "UC_DATABASE_URL": database_url, "UC_CONFIG": str(file)}
+    before = gc.get_threshold()
+    worker = Worker(settings_module.load(environment))
+    await worker.ready()
+    await asyncio.sleep(0)
+    assert (gc.get_threshold() != before) is (wanted == "true")
+    await worker.stop()
+    assert gc.get_threshold() == before
+
+
+def test_old_pythons_need_it() -> None:
+    """Python before 3.12 collects between steps by default."""
+    assert settings_module.load({}).process.collects_between_steps is (sys.version_info < (3, 12))
