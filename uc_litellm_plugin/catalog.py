@@ -86,7 +86,7 @@ class Catalog:
     def _candidate(self, router: Any, deployment: Mapping[str, Any], group: str) -> Candidate | None:
         params, info = deployment["litellm_params"], deployment.get("model_info") or {}
         model, provider = _split(params)
-        custom = any(source.get(key) is not None for source in (params, info) for key in _CUSTOM_PRICES)
+        custom = any(source[key] is not None for source in (params, info) for key in _CUSTOM_PRICES & source.keys())
         name = (
             info["id"] if custom else _price_name(info.get("base_model") or params.get("base_model") or model, provider)
         )

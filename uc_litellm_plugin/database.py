@@ -44,6 +44,8 @@ _TRANSIENT = (
 )
 # What PostgreSQL may say after a COMMIT whose answer it can no longer give: the connection, or the server, ends.
 _IN_DOUBT = ("08", "57P", "40003")
+# JSON that PostgreSQL accepts (no NaN), with amounts and times as strings.
+_to_json = json.JSONEncoder(allow_nan=False, default=str).encode
 
 
 async def dsn(settings: Settings) -> str:
@@ -272,11 +274,6 @@ def _connect_arguments(url: str, settings: Settings) -> dict[str, Any]:
 async def _set_codecs(connection: Any) -> None:
     for name in ("json", "jsonb"):
         await connection.set_type_codec(name, schema="pg_catalog", encoder=_to_json, decoder=json.loads)
-
-
-def _to_json(value: Any) -> str:
-    """JSON that PostgreSQL accepts (no NaN), with amounts and times as strings."""
-    return json.dumps(value, allow_nan=False, default=str)
 
 
 async def _nothing(_: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -30,6 +32,8 @@ CREATE TRIGGER tell AFTER INSERT ON uc.llm_usage_log FOR EACH STATEMENT EXECUTE 
 CREATE TRIGGER tell AFTER INSERT ON uc.credit_transactions FOR EACH STATEMENT EXECUTE FUNCTION uc.tell();
 """
 _BALANCE = "SELECT credits_remaining, credits_held, credits_debt FROM user_credits WHERE user_id = $1"
+_LOCK = "SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE"
+_LOCKED_OUT = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 _USAGE = "SELECT * FROM llm_usage_log WHERE user_id = $1 ORDER BY id"
 
 
@@ -122,6 +126,26 @@ class Bank:
         condition = "SELECT credits_held > 0 FROM user_credits WHERE user_id = $1"
         assert _run(_wait(self.url, condition, (account.user_id,), seconds)), "nothing was held"
         return self.balance(account).held
+
+    @contextmanager
+    def locked(self, account: Account) -> Iterator[None]:
+        """Nobody else gets at the account's row meanwhile."""
+        loop = asyncio.new_event_loop()
+        connection = loop.run_until_complete(_connect(self.url))
+        try:
+            loop.run_until_complete(connection.execute("BEGIN"))
+            loop.run_until_complete(connection.fetch(_LOCK, account.user_id))
+            yield
+        finally:
+            loop.run_until_complete(connection.close())
+            loop.close()
+
+    def wait_for_lock(self, seconds: float = 1) -> None:
+        """Returns when a session waits for a lock; PostgreSQL tells nobody, so it is asked again and again."""
+        deadline = time.monotonic() + seconds
+        while not self.rows(_LOCKED_OUT):
+            assert time.monotonic() < deadline, "nobody waits for a lock"
+            time.sleep(0.01)
 
     def rows(self, query: str, *args: Any) -> list[Json]:
         """What a query answers."""

@@ -17,6 +17,7 @@ from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import anthropic_client, openai_client
 from tests.proxy import Proxy
 from tests.upstream import Upstream
+from uc_litellm_plugin.requests import CAP_FIELDS
 
 PAYER = "x-uc-user-id"
 
@@ -92,15 +93,19 @@ def test_what_is_affordable_works(proxy: Proxy, upstream: Upstream, bank: Bank, 
     assert ask(proxy, few, name, False, **{field: affordable}).status_code == 200
 
 
-def test_unnamed_limit_is_lowered(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["chat", "chat bridged", "completions", "responses", "responses bridged"])
+def test_unnamed_limit_is_lowered(proxy: Proxy, upstream: Upstream, bank: Bank, name: str, stream: bool) -> None:
     """A limit the client did not name is the level's, or what the credits allow; the provider gets exactly that."""
-    rich, few = bank.open("100"), bank.open("0.1")
+    field = "max_output_tokens" if name.startswith("responses") else "max_tokens"
+    rich, few = bank.open("100"), bank.open("0.06")
     for account in (rich, few):
-        answer = ask(proxy, account, "chat", max_tokens=None)
+        answer = ask(proxy, account, name, stream, **{field: None})
         assert answer.status_code == 200
         cap = int(answer.headers["x-uc-max-output-tokens"])
         assert cap == 4096 if account is rich else 256 <= cap < 4096
-        assert asked(upstream)[-1]["body"]["max_tokens"] == cap
+        sent = asked(upstream)[-1]["body"]
+        assert {sent.get(limit) for limit in CAP_FIELDS} - {None} == {cap}
 
 
 def test_retry_when_calls_in_flight_stand_in_the_way(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:

@@ -15,6 +15,7 @@ from uc_litellm_plugin.errors import LedgerUnavailable
 from uc_litellm_plugin.settings import Settings
 from uc_litellm_plugin.worker import Worker
 
+GENERATIONS = (700, 10, 10)
 NOBODY = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
@@ -81,13 +82,13 @@ async def test_garbage_is_collected_between_steps(database_url: str, tmp_path: P
     file = tmp_path / "uc.yaml"
     file.write_text(f"process: {{collect_between_steps: {wanted}}}\n")
     environment = {"UC_STATE_DIR": str(tmp_path), "UC_DATABASE_URL": database_url, "UC_CONFIG": str(file)}
-    before = gc.get_threshold()
+    gc.set_threshold(*GENERATIONS)
     worker = Worker(settings_module.load(environment))
     await worker.ready()
     await asyncio.sleep(0)
-    assert (gc.get_threshold() != before) is (wanted == "true")
+    assert (gc.get_threshold() != GENERATIONS) is (wanted == "true")
     await worker.stop()
-    assert gc.get_threshold() == before
+    assert gc.get_threshold() == GENERATIONS
 
 
 def test_old_pythons_need_it() -> None:

@@ -1,0 +1,42 @@
+"""The hold is under way while LiteLLM routes the call, and nothing is sent before it is decided."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.acceptance.asking import ASKS, Visitor, asked, request
+from tests.acceptance.bank import Account, Bank
+from tests.proxy import Proxy
+from tests.upstream import Upstream
+
+EVERY = [(name, stream) for name in ASKS for stream in (False, True) if not (stream and name == "embeddings")]
+
+
+@pytest.mark.parametrize(("name", "stream"), EVERY)
+def test_nothing_is_sent_before_the_credits_are_held(
+    proxy: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str, stream: bool
+) -> None:
+    """While PostgreSQL has not answered, the provider has no request; then it has one, and the answer is charged."""
+    with bank.locked(account):
+        visitor = Visitor(proxy, account, *request(name, stream))
+        bank.wait_for_lock()
+        assert asked(upstream) == []
+    assert "200 OK" in visitor.hear_all()
+    assert len(asked(upstream)) == 1
+    assert [row["transaction_type"] for row in bank.transactions(account)].count("debit") == 1
+
+
+@pytest.mark.parametrize(("name", "stream"), EVERY)
+def test_a_hold_that_takes_too_long(
+    proxy: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str, stream: bool
+) -> None:
+    """A hold that PostgreSQL cannot give in time is a 503 in the endpoint's own shape, and nothing was sent."""
+    path, body = request(name, stream)
+    with bank.locked(account):
+        answer = httpx.post(f"{proxy.url}{path}", headers=account.headers, json=body, trust_env=False, timeout=30)
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+    assert answer.json()["error"]["message"].startswith("The credit ledger cannot be reached")
+    assert asked(upstream) == []
+    assert bank.balance(account).held == 0
+    assert bank.audit() == []
