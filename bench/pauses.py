@@ -1,8 +1,9 @@
 """How long Python's garbage collector stops a worker: `python -m bench.pauses`, `--short` for a try.
 
-Stock as it comes, stock with our recommended thresholds, the plugin with them, and the plugin that also freezes its
-heap after the start, each under the same number of calls. A hook in the process (gc.callbacks) notes each collection;
-at the end it makes a full one, which comes by itself once in many thousand calls.
+Stock as it comes, stock with our recommended thresholds, the plugin with them, the plugin that collects between the
+steps of its loop, and one that also freezes its heap after the start, each under the same number of calls. A hook in
+the process (gc.callbacks) notes each collection; at the end it makes a full one, which comes by itself once in many
+thousand calls.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from bench import contenders, load, records
 from bench.contenders import PLUGIN, STOCK, TUNED, Stage
 from bench.provider import ProviderProcess
 
-FROZEN = "process: {freeze_after_start: true}\n"
+ANYWHERE = "process: {collect_between_steps: false}\n"
+BETWEEN = "process: {collect_between_steps: true}\n"
+FROZEN = "process: {collect_between_steps: true, freeze_after_start: true}\n"
 # uvicorn ends by the signal that it got, so nothing can be written at the end.
 _HOOK = """
 import gc, os, threading, time
@@ -60,9 +63,9 @@ class Variant:
 VARIANTS = (
     Variant("stock", STOCK, {}),
     Variant("stock, thresholds raised", TUNED, {}),
-    Variant("plugin, default thresholds", PLUGIN, {"PYTHON_GC_THRESHOLD": ""}),
-    Variant("plugin, thresholds raised", PLUGIN, {}),
-    Variant("plugin, thresholds raised, frozen", PLUGIN, {}, FROZEN),
+    Variant("plugin, thresholds raised", PLUGIN, {}, ANYWHERE),
+    Variant("plugin, between steps", PLUGIN, {}, BETWEEN),
+    Variant("plugin, between steps, frozen", PLUGIN, {}, FROZEN),
 )
 
 

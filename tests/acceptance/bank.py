@@ -140,7 +140,7 @@ class Bank:
             loop.run_until_complete(connection.close())
             loop.close()
 
-    def wait_for_lock(self, seconds: float = 1) -> None:
+    def wait_for_lock(self, seconds: float = WAIT_SECONDS) -> None:
         """Returns when a session waits for a lock; PostgreSQL tells nobody, so it is asked again and again."""
         deadline = time.monotonic() + seconds
         while not self.rows(_LOCKED_OUT):
