@@ -81,24 +81,41 @@ BEGIN
 END
 $$;
 
+-- Who writes a row calls its checks, so the roles that could hold credits get them; others have them from PUBLIC or not at all.
+DO $$
+DECLARE
+    role regrole;
+BEGIN
+    FOR role IN
+        SELECT DISTINCT a.grantee::regrole FROM pg_proc AS p CROSS JOIN aclexplode(p.proacl) AS a
+        WHERE p.pronamespace = quote_ident(current_schema())::regnamespace AND p.proname = 'hold_credits'
+            AND a.privilege_type = 'EXECUTE' AND a.grantee NOT IN (0, p.proowner)
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION is_user_id, is_tier, is_account_status, is_standing, is_transaction_type, '
+            'is_payment_method, is_movement, is_cost_source, is_power_level TO %s', role);
+    END LOOP;
+END
+$$;
+
+-- Not looked at in the rows that are there: the conditions are those that they were written under.
 ALTER TABLE user_credits
-    DROP CONSTRAINT IF EXISTS valid_user_id, ADD CONSTRAINT valid_user_id CHECK (is_user_id(user_id)),
-    DROP CONSTRAINT IF EXISTS valid_tier, ADD CONSTRAINT valid_tier CHECK (is_tier(tier)),
-    DROP CONSTRAINT IF EXISTS valid_account_status, ADD CONSTRAINT valid_account_status CHECK (is_account_status(status)),
+    DROP CONSTRAINT IF EXISTS valid_user_id, ADD CONSTRAINT valid_user_id CHECK (is_user_id(user_id)) NOT VALID,
+    DROP CONSTRAINT IF EXISTS valid_tier, ADD CONSTRAINT valid_tier CHECK (is_tier(tier)) NOT VALID,
+    DROP CONSTRAINT IF EXISTS valid_account_status, ADD CONSTRAINT valid_account_status CHECK (is_account_status(status)) NOT VALID,
     DROP CONSTRAINT IF EXISTS positive_credits,
-    ADD CONSTRAINT positive_credits CHECK (is_standing(credits_remaining, credits_held, credits_debt));
+    ADD CONSTRAINT positive_credits CHECK (is_standing(credits_remaining, credits_held, credits_debt)) NOT VALID;
 
 ALTER TABLE credit_transactions
     DROP CONSTRAINT IF EXISTS valid_transaction_type,
-    ADD CONSTRAINT valid_transaction_type CHECK (is_transaction_type(transaction_type)),
+    ADD CONSTRAINT valid_transaction_type CHECK (is_transaction_type(transaction_type)) NOT VALID,
     DROP CONSTRAINT IF EXISTS valid_payment_method,
-    ADD CONSTRAINT valid_payment_method CHECK (is_payment_method(payment_method)),
+    ADD CONSTRAINT valid_payment_method CHECK (is_payment_method(payment_method)) NOT VALID,
     DROP CONSTRAINT IF EXISTS valid_state_after,
-    ADD CONSTRAINT valid_state_after CHECK (is_standing(balance_after, held_after, debt_after)),
+    ADD CONSTRAINT valid_state_after CHECK (is_standing(balance_after, held_after, debt_after)) NOT VALID,
     DROP CONSTRAINT IF EXISTS valid_deltas,
-    ADD CONSTRAINT valid_deltas CHECK (is_movement(transaction_type, amount, held_delta, debt_delta, hold_id, ends_hold));
+    ADD CONSTRAINT valid_deltas CHECK (is_movement(transaction_type, amount, held_delta, debt_delta, hold_id, ends_hold)) NOT VALID;
 
 ALTER TABLE llm_usage_log
-    DROP CONSTRAINT IF EXISTS valid_cost_source, ADD CONSTRAINT valid_cost_source CHECK (is_cost_source(cost_source)),
+    DROP CONSTRAINT IF EXISTS valid_cost_source, ADD CONSTRAINT valid_cost_source CHECK (is_cost_source(cost_source)) NOT VALID,
     DROP CONSTRAINT IF EXISTS valid_power_level_usage,
-    ADD CONSTRAINT valid_power_level_usage CHECK (is_power_level(power_level));
+    ADD CONSTRAINT valid_power_level_usage CHECK (is_power_level(power_level)) NOT VALID;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
@@ -37,7 +36,7 @@ class Admission:
         self._planner = planner
 
     async def admit(self, endpoint: Endpoint, inbound: Inbound, caller: Caller, model: str) -> Call:
-        """Check, plan and price; the hold is under way when this returns, and `Call.granted` waits for it.
+        """Check, plan, price and hold.
 
         Parameters
         ----------
@@ -47,8 +46,8 @@ class Admission:
         Returns
         -------
         Call
-            With the output cap that it has if all it wants is held. Where the account allows a cheaper level, the hold
-            is decided, and the call is at the dearest level that fits.
+            Held, with the output cap that must be written into the request. Where the wished level did not fit and
+            the account allows it, at the dearest level that does.
 
         Raises
         ------
@@ -58,14 +57,12 @@ class Admission:
             The power levels cannot be read.
         """
         once = self._once(endpoint, inbound)
-        call = await self._planner.plan(endpoint, inbound, caller, model)
-        if caller.downgrade:
-            call, held = await self._at_some_level(call, lambda planned: self._hold(planned, _amounts(planned), once))
-            _grant(call, held)
-            return call
-        call.cap, amounts = call.plan.wanted_cap, _amounts(call)
-        call.holding = asyncio.ensure_future(self._grant_later(call, amounts, once))
-        call.holding.add_done_callback(_look_at)
+        call, held = await self._at_some_level(
+            await self._planner.plan(endpoint, inbound, caller, model), lambda planned: self._hold(planned, once)
+        )
+        if held.error is not None:
+            raise denials.denial(call, held)
+        call.held, call.cap = held.amount, call.plan.cap_within(held.amount)
         return call
 
     async def rehearse(self, endpoint: Endpoint, inbound: Inbound, caller: Caller, model: str) -> tuple[Call, Held]:
@@ -81,7 +78,7 @@ class Admission:
         call, held = await self._at_some_level(
             await self._planner.plan(endpoint, inbound, caller, model), self._rehearse
         )
-        _apply(call, held)
+        call.held, call.cap = held.amount, call.plan.cap_within(held.amount)
         return call, held
 
     async def _at_some_level(self, call: Call, hold: Callable[[Call], Awaitable[Held]]) -> tuple[Call, Held]:
@@ -99,31 +96,16 @@ class Admission:
             return None
         return Once(key, requests.body_hash(endpoint, inbound.body), self._settings.requests.idempotency_hours)
 
-    async def _grant_later(self, call: Call, amounts: tuple[Decimal, Decimal], once: Once | None) -> None:
-        _grant(call, await self._hold(call, amounts, once))
-
-    async def _hold(self, call: Call, amounts: tuple[Decimal, Decimal], once: Once | None) -> Held:
+    async def _hold(self, call: Call, once: Once | None) -> Held:
+        amount, least = _amounts(call)
         facts = {"model": call.model, "endpoint": call.endpoint.name}
-        return await self._ledger.hold(call.id, call.caller.user_id, *amounts, call.plan.terms.power_level, facts, once)
+        return await self._ledger.hold(
+            call.id, call.caller.user_id, amount, least, call.plan.terms.power_level, facts, once
+        )
 
     async def _rehearse(self, call: Call) -> Held:
-        return await self._ledger.rehearse(call.caller.user_id, *_amounts(call), call.plan.terms.power_level)
-
-
-def _grant(call: Call, held: Held) -> None:
-    if held.error is not None:
-        raise denials.denial(call, held)
-    _apply(call, held)
-
-
-def _apply(call: Call, held: Held) -> None:
-    call.held, call.cap = held.amount, call.plan.cap_within(held.amount)
-
-
-def _look_at(holding: asyncio.Future[None]) -> None:
-    """Nobody may be left to ask for it, of which asyncio would complain."""
-    if not holding.cancelled():
-        holding.exception()
+        amount, least = _amounts(call)
+        return await self._ledger.rehearse(call.caller.user_id, amount, least, call.plan.terms.power_level)
 
 
 def _amounts(call: Call) -> tuple[Decimal, Decimal]:

@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from .demand import Demand
-from .errors import Refusal
 from .plan import Candidate, Plan
 from .power import PowerLevel
 from .pricing import ZERO
@@ -132,7 +131,6 @@ class Call:
     inbound: Inbound
     route: Route
     id: uuid.UUID = field(default_factory=uuid.uuid4)
-    holding: asyncio.Future[None] | None = None
     held: Decimal = ZERO
     cap: int = 0
     attempts: list[Attempt] = field(default_factory=list)
@@ -144,28 +142,6 @@ class Call:
     cached: bool = False
     tried: set[str] = field(default_factory=set)
     failure: Exception | None = None
-
-    async def granted(self) -> None:
-        """Wait until the credits are held; nothing may be sent before.
-
-        Raises
-        ------
-        Refusal
-            They are not held: 402, 403, 409 or 503.
-        """
-        if self.holding is not None:
-            await asyncio.shield(self.holding)
-
-    async def was_granted(self) -> bool:
-        """Wait until the hold is decided; whether there is one, or may be one."""
-        try:
-            await self.granted()
-        except Refusal:
-            return False
-        except Exception:
-            # Something broke on the way, and whether before or after the ledger's answer nobody knows.
-            return True
-        return True
 
     @property
     def attempt(self) -> Attempt | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
@@ -25,11 +24,11 @@ from . import (
     streams,
 )  # fmt: skip
 from .call import CURRENT, Answer, Call, Caller
-from .errors import BadRequest, DatabaseError, NotFound, Refusal, kind_of, status_of
+from .errors import BadRequest, DatabaseError, NotFound, Refusal, Unexpected, kind_of, status_of
 from .failover import Reopened
 from .plan import Candidate
 from .reception import Reception
-from .refusals import Refused, refusing, unreachable
+from .refusals import Refused, unreachable
 from .tokens import count
 from .worker import Worker
 
@@ -69,17 +68,17 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     async def async_pre_call_hook(
         self, user_api_key_dict: UserAPIKeyAuth, cache: Any, data: dict[str, Any], call_type: str
     ) -> dict[str, Any] | None:
-        """Check the request, begin to hold its worst case, and write the output cap into it."""
-        with refusing(call_type):
+        """Check the request, hold its worst case, and write the output cap into it."""
+        try:
             return await self._admit(user_api_key_dict, data, call_type)
-
-    async def async_moderation_hook(
-        self, data: dict[str, Any], user_api_key_dict: UserAPIKeyAuth, call_type: str
-    ) -> None:
-        """Refuse a call whose hold was not given; LiteLLM routes it meanwhile."""
-        if (call := CURRENT.get()) is not None:
-            with refusing(call_type):
-                await call.granted()
+        except Refusal as refusal:
+            raise Refused(refusal, call_type) from None
+        except DatabaseError as error:
+            raise Refused(unreachable(error), call_type) from None
+        except Exception as error:
+            # LiteLLM would show the text of an unknown exception to the client.
+            logger.exception("a call could not be admitted")
+            raise Refused(Unexpected(), call_type) from error
 
     async def async_filter_deployments(
         self,
@@ -104,8 +103,6 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         candidate = call.plan.candidate(_deployment_id(kwargs))
         if candidate is None:
             raise HTTPException(402, "This deployment is outside of what was held for the call.")
-        with refusing(call.endpoint.call_type):
-            await call.granted()
         if kwargs.get("previous_response_id"):
             await self._check_earlier(call, candidate, kwargs["previous_response_id"])
         self._attempts.begin(call, candidate)
@@ -227,11 +224,9 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         self.worker.calls.add(call)
         CURRENT.set(call)
         streams.watch(call, self._settlement, self._tokenizer)
-        ours = identity.IDENTIFIED.get() is not None
-        prepared = inbound.prepared(call, data, self.worker.settings.requests.extra_fields, ours=ours)
-        # So that PostgreSQL is asked for the hold now, and not when LiteLLM has to wait for something.
-        await asyncio.sleep(0)
-        return prepared
+        return inbound.prepared(
+            call, data, self.worker.settings.requests.extra_fields, ours=identity.IDENTIFIED.get() is not None
+        )
 
     async def _admit_fetch(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> dict[str, Any]:
         """Fetching a stored answer is free; whose it is shows when it comes."""

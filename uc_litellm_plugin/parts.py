@@ -87,7 +87,6 @@ def _values(module: str, names: str) -> tuple[Part, ...]:
 
 _HOOKS = (
     _hook("async_pre_call_hook", "user_api_key_dict cache data call_type", _PROXY_HOOKS),
-    _hook("async_moderation_hook", "data user_api_key_dict call_type", _PROXY_HOOKS),
     _hook("async_filter_deployments", "model healthy_deployments messages request_kwargs parent_otel_span",
           _ROUTER_HOOKS),
     _hook("async_pre_call_deployment_hook", "kwargs call_type", _CALL_HOOKS),

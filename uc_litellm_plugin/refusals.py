@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from litellm.proxy._types import ProxyException
 
 from . import routes
-from .errors import DatabaseError, LedgerUnavailable, Refusal, Unexpected
+from .errors import DatabaseError, LedgerUnavailable, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -38,26 +36,6 @@ class Refused(ProxyException):  # type: ignore[misc]  # LiteLLM's class has no t
 
     def to_dict(self) -> dict[str, Any]:
         return self._error
-
-
-@contextmanager
-def refusing(call_type: str) -> Iterator[None]:
-    """Turn whatever keeps a call from its provider into a refusal that LiteLLM passes on.
-
-    Raises
-    ------
-    Refused
-    """
-    try:
-        yield
-    except Refusal as refusal:
-        raise Refused(refusal, call_type) from None
-    except DatabaseError as error:
-        raise Refused(unreachable(error), call_type) from None
-    except Exception as error:
-        # LiteLLM would show the text of an unknown exception to the client.
-        logger.exception("a call could not be admitted")
-        raise Refused(Unexpected(), call_type) from error
 
 
 def unreachable(error: DatabaseError) -> LedgerUnavailable:

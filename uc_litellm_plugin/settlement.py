@@ -48,9 +48,7 @@ class Settlement:
         return await self._end(call, lambda: self._charge(call, answer))
 
     async def release(self, call: Call, status: int, error_type: str) -> Outcome:
-        """Give the hold back, if there is one: nothing was delivered."""
-        if not await call.was_granted():
-            return Outcome(Decimal(0), None)
+        """Give the hold back: nothing was delivered."""
         return await self._end(call, lambda: _record(call, "release", Decimal(0), _failed(call, status, error_type)))
 
     async def _end(self, call: Call, record: Callable[[], Record]) -> Outcome:

@@ -114,9 +114,6 @@ class PowerLevelStrategy(CustomRoutingStrategyBase):  # type: ignore[misc]  # Li
         if call.first_token is not None:
             # What was delivered cannot be taken back: another attempt would answer, and cost, twice.
             raise _exhausted(call, model)
-        if any(option.standing.probe for option in call.route.options):
-            # A probe is for one call, and must not go to one that is refused.
-            await call.granted()
         cooled = await self._cooled(call, model)
         healthy = await self._healthy(call, asked, or_nothing=bool(cooled))
         candidate = self._strategy.choose(call, healthy.keys(), cooled.keys())

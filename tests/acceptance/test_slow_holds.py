@@ -1,4 +1,4 @@
-"""The hold is under way while LiteLLM routes the call, and nothing is sent before it is decided."""
+"""PostgreSQL takes its time with a hold, and nothing is sent before it is decided."""
 
 from __future__ import annotations
 

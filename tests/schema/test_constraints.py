@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
+
 import asyncpg
 import pytest
 
 from tests.schema.ledger import Connection
+
+SQL = Path(__file__).parents[2] / "sql"
 
 ACCOUNT = "INSERT INTO user_credits (user_id, {0}) VALUES ('bob', {1})"
 LEDGER = """INSERT INTO credit_transactions (user_id, transaction_type, balance_after, held_after, debt_after,
@@ -110,3 +115,17 @@ async def test_every_check_is_tried(db: Connection) -> None:
         "SELECT conname FROM pg_constraint WHERE connamespace = 'uc'::regnamespace AND contype IN ('c', 'f', 'u')"
     )
     assert {row["conname"] for row in rows} - {constraint for constraint, *_ in REFUSED} == set()
+
+
+async def test_who_may_hold_may_check(db: Connection) -> None:
+    """Whoever writes a row calls its checks: the roles that could hold credits get those that migration 10 brings."""
+    role = f"uc_test_{uuid.uuid4().hex[:8]}"
+    await db.execute(f"CREATE ROLE {role}; GRANT EXECUTE ON FUNCTION hold_credits TO {role}")
+    try:
+        for name in ("0010_cheaper_checks.sql", "0011_validated_checks.sql"):
+            await db.execute((SQL / name).read_text())
+        assert await db.fetchval(f"SELECT has_function_privilege('{role}', 'uc.is_power_level(text)', 'EXECUTE')")
+        found = await db.fetch("SELECT conname FROM pg_constraint WHERE contype = 'c' AND NOT convalidated")
+        assert [row["conname"] for row in found] == ["valid_provider_names"]
+    finally:
+        await db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
