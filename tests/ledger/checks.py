@@ -61,6 +61,15 @@ async def a_hold_counts_once(ledger: Ledger, user: str) -> None:
     assert await ledger.balances(user) == ("10", "4", "0")
 
 
+async def a_hold_after_its_release_is_none(ledger: Ledger, user: str) -> None:
+    """A release may overtake its hold, whose answer was lost; the hold then holds nothing."""
+    await ledger.add(user, "10")
+    hold = uuid.uuid4()
+    await ledger.release(hold, user)
+    assert (await ledger.hold(user, "4", hold=hold))["error"] == "already_resolved"
+    assert await ledger.balances(user) == ("10", "0", "0")
+
+
 async def the_sweeper_frees_what_lapsed(ledger: Ledger, user: str) -> None:
     """Of a lapsed hold, a live one and one that was settled in time, only the first is freed."""
     await ledger.add(user, "10")
@@ -79,6 +88,7 @@ CHECKS: tuple[Callable[[Ledger, str], Awaitable[None]], ...] = (
     a_late_settlement_charges,
     a_payment_counts_once,
     a_hold_counts_once,
+    a_hold_after_its_release_is_none,
     the_sweeper_frees_what_lapsed,
 )
 
