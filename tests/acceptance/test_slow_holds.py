@@ -35,7 +35,8 @@ def test_nothing_is_sent_before_the_credits_are_held(
         visitor = Visitor(patient, account, *request(name, stream))
         bank.wait_for_lock()
         assert asked(upstream) == []
-    assert "200 OK" in visitor.hear_all()
+    with visitor:
+        assert "200 OK" in visitor.hear_all()
     assert len(asked(upstream)) == 1
     bank.settled(account)
     assert [row["transaction_type"] for row in bank.transactions(account)].count("debit") == 1

@@ -190,6 +190,13 @@ def test_nobody(proxy: Proxy, headers: dict[str, str]) -> None:
         assert nobody.ask(method, path, headers=headers).status_code == 401
 
 
+def test_a_byte_that_no_header_has(proxy: Proxy) -> None:
+    """A control character in a header (RFC 9110, 5.5) is no HTTP: 400, before any route."""
+    headers = {"x-api-key": "\x7f"}
+    answer = httpx.get(f"{proxy.url}/api/v1/credits/balance", headers=headers, trust_env=False, timeout=30)
+    assert answer.status_code == 400
+
+
 UNKNOWN = [
     *(("GET", "/nothing"), ("GET", "/credits/"), ("POST", "/"), ("GET", "/usage/x/y"), ("DELETE", "/users/x")),
     # Starlette's patterns end before a line end as well as at the end.
