@@ -1,4 +1,4 @@
-"""PostgreSQL as the rest of the package sees it: one pool and two errors. No other module imports asyncpg.
+"""PostgreSQL as the rest of the package sees it: one pool and two errors.
 
 The pool sets its session state when it connects and nothing after that, so connections are handed back without the
 usual reset query (measured: it doubles the latency of a hold). Behind PgBouncer use session pooling: the settings
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from . import embedded
-from .errors import DatabaseError, DatabaseUnavailable
+from .errors import DatabaseUnavailable
 from .patience import LONGEST_S, Patience
+from .postgres_faults import is_broken, is_in_step, translated
 from .settings import Settings
 
 Connection = asyncpg.Connection
@@ -31,19 +32,6 @@ if TYPE_CHECKING:
 
 IDLE_IN_TRANSACTION_S = 30
 
-# Classes and codes of https://www.postgresql.org/docs/current/errcodes-appendix.html that a later try may not meet.
-_TRANSIENT = (
-    "08",  # connection exception
-    "40",  # transaction rollback: deadlock, serialization failure
-    "53",  # insufficient resources: too many connections, disk full
-    "57",  # operator intervention: shutdown, crash of a sibling, statement_timeout
-    "58",  # system error outside PostgreSQL
-    "25006",  # read-only transaction: a standby that is not promoted yet
-    "25P03",  # idle in transaction for too long
-    "55P03",  # lock_timeout
-)
-# What PostgreSQL may say after a COMMIT whose answer it can no longer give: the connection, or the server, ends.
-_IN_DOUBT = ("08", "57P", "40003")
 # JSON that PostgreSQL accepts (no NaN), with amounts and times as strings.
 _to_json = json.JSONEncoder(allow_nan=False, default=str).encode
 
@@ -71,6 +59,7 @@ class Database:
         self._settings = settings
         self._timeout_s = settings.database.timeout_s
         self._open_pool: asyncpg.Pool[Row] | None = None
+        self._returning: set[asyncio.Future[Any]] = set()
         self._answers = 0
 
     async def open(self) -> Database:
@@ -160,9 +149,17 @@ class Database:
             patience.ask()
             if patience.seconds <= self._timeout_s:
                 return await statement(connection)
-            async with connection.transaction():
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
                 await connection.execute(f"SET LOCAL statement_timeout = {_milliseconds(patience.seconds)}")
-                return await statement(connection)
+                result = await statement(connection)
+            except BaseException as error:
+                if is_in_step(error):  # Otherwise the connection is of no use, and may never answer.
+                    await transaction.rollback()
+                raise
+            await transaction.commit()
+            return result
 
     @asynccontextmanager
     async def _lend(self) -> AsyncIterator[_Lent]:
@@ -172,15 +169,21 @@ class Database:
             yield connection
             self._answers += 1
         except BaseException as error:
-            if _is_broken(error):
+            if is_broken(error):
                 await pool.expire_connections()  # A broken connection is seldom the only one.
-            if _is_in_step(error):
+            if is_in_step(error):
                 self._answers += 1
             else:
                 connection.terminate()  # Its answer was not read (a cancellation, too), so it cannot be used again.
             raise
         finally:
-            await pool.release(connection)
+            self._give_back(pool, connection)
+
+    def _give_back(self, pool: asyncpg.Pool[Row], connection: _Lent) -> None:
+        """Return a connection; whoever has an answer need not wait. What the pool cannot take back, it closes."""
+        returning = asyncio.gather(pool.release(connection), return_exceptions=True)
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
 
     def _pool(self) -> asyncpg.Pool[Row]:
         if self._open_pool is None:
@@ -208,50 +211,6 @@ async def connect(settings: Settings, *, timeout: float = 10, **server_settings:
             yield connection
         finally:
             await _close(connection)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn all that asyncpg and the network raise into `DatabaseUnavailable` or `DatabaseError`."""
-    try:
-        yield
-    except asyncpg.PostgresError as error:
-        raise _refused(error) from error
-    except ValueError as error:
-        # asyncpg's way to say that a URL or an argument cannot be.
-        raise DatabaseError(f"PostgreSQL was not asked: {error}") from error
-    except (asyncio.TimeoutError, TimeoutError) as error:
-        raise DatabaseUnavailable("PostgreSQL did not answer in time.") from error
-    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise DatabaseUnavailable(f"PostgreSQL cannot be reached: {error}") from error
-
-
-def _refused(error: asyncpg.PostgresError) -> DatabaseError:
-    hint = f" {error.hint}" if getattr(error, "hint", None) else ""
-    constraint = getattr(error, "constraint_name", None)
-    message = f"PostgreSQL: {error.args[0]}.{hint}"
-    if not _is_transient(error.sqlstate):
-        return DatabaseError(message, sqlstate=error.sqlstate, constraint=constraint)
-    unavailable = DatabaseUnavailable(message, sqlstate=error.sqlstate, constraint=constraint)
-    unavailable.in_doubt = (error.sqlstate or "08").startswith(_IN_DOUBT)
-    return unavailable
-
-
-def _is_in_step(error: BaseException) -> bool:
-    """Whether client and server still agree: the server answered, or was not asked because an argument is wrong."""
-    return isinstance(error, asyncpg.PostgresError | ValueError)
-
-
-def _is_broken(error: BaseException) -> bool:
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "").startswith(("08", "57P"))
-    if isinstance(error, ValueError | asyncio.TimeoutError | TimeoutError):
-        return False
-    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
-
-
-def _is_transient(sqlstate: str | None) -> bool:
-    return sqlstate is None or sqlstate.startswith(_TRANSIENT)
 
 
 def _connect_arguments(url: str, settings: Settings) -> dict[str, Any]:

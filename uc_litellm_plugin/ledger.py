@@ -109,12 +109,16 @@ class Ledger:
         assert row is not None  # noqa: S101 - rehearse_hold answers with exactly one row
         return Held.from_row(row)
 
-    async def settle(self, record: Record) -> Outcome:
-        """Charge or release a hold; returns when that is in PostgreSQL, or fsynced in the outbox.
+    def settle(self, record: Record) -> asyncio.Future[Outcome]:
+        """Charge or release a hold; what is returned is done when that is in PostgreSQL, or fsynced in the outbox.
 
-        Safe to call twice with the same hold id. The work goes on when the caller is cancelled.
+        Safe to call twice with the same hold id. It is under way at once, and goes on when nobody waits for it.
         """
-        return await asyncio.shield(self._ask(record))
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((record, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        return future
 
     async def extend(self, hold_ids: Iterable[UUID]) -> set[UUID]:
         """Renew the leases of live calls; returns those that still were open."""
@@ -195,14 +199,7 @@ class Ledger:
         """Release a hold of which nobody knows whether it is there; one that comes later finds itself released."""
         logger.warning("hold %s of user %s is in doubt and released", hold_id, user_id, extra={"action": "hold_lost"})
         metrics.HOLDS.labels("lost").inc()
-        self._ask({"hold_id": str(hold_id), "user_id": user_id, "action": "release", "charge": "0", "usage": None})
-
-    def _ask(self, record: Record) -> asyncio.Future[Outcome]:
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((record, future))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
-        return future
+        self.settle({"hold_id": str(hold_id), "user_id": user_id, "action": "release", "charge": "0", "usage": None})
 
     async def _write(self) -> None:
         while self._waiting:

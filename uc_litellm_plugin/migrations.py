@@ -15,8 +15,9 @@ from datetime import datetime
 from importlib import metadata
 from typing import Literal
 
-from .database import Connection, Row, connect, translated
+from .database import Connection, Row, connect
 from .errors import DatabaseError
+from .postgres_faults import translated
 from .scripts import FUNCTIONS, Migration, shipped_migrations
 from .settings import Settings
 

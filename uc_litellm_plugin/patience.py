@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -41,6 +42,7 @@ class Patience:
         self._seen = answers()
         self._left = seconds
         self._ends = time.monotonic() + max(seconds, LONGEST_S)
+        self._timer: asyncio.TimerHandle
 
     @property
     def is_over(self) -> bool:
@@ -53,34 +55,67 @@ class Patience:
         self.asked = True
 
     async def wait_for(self, work: Awaitable[T]) -> T:
-        """The result of some work, which is cancelled when patience ends, or the caller is cancelled.
+        """The result of some work, which is cancelled when patience ends.
+
+        It is done in the caller's own task: in one of its own it would wait for its turn behind all else that the
+        event loop has to do, at the beginning and at the end.
 
         Raises
         ------
         asyncio.TimeoutError
             It ended first; `LONGEST_S` after the beginning at the latest, unless `seconds` are more.
         """
-        task = asyncio.ensure_future(work)
+        end = _End()
+        self._wait_a_little(end)
         try:
-            while not task.done() and not self.is_over:
-                await self._wait_a_little(task)
+            return await work
+        except asyncio.CancelledError:
+            if end.is_ours():
+                raise asyncio.TimeoutError from None
+            raise
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
-                _ = task.cancelled() or task.exception()  # Looked at, or asyncio would complain that nobody did.
-        if task.cancelled():
-            raise asyncio.TimeoutError
-        return task.result()
+            self._timer.cancel()
+            end.is_ours()
 
-    async def _wait_a_little(self, task: asyncio.Future[T]) -> None:
-        slice_s = min(_SLICE_S, self._left)
-        await asyncio.wait([task], timeout=slice_s)
+    def _wait_a_little(self, end: _End) -> None:
+        slice_s = max(0, min(_SLICE_S, self._left))
+        self._timer = asyncio.get_running_loop().call_later(slice_s, self._waited, slice_s, end)
+
+    def _waited(self, slice_s: float, end: _End) -> None:
         self._left -= slice_s
         if not self.asked:
             self._look_around()
+        if self.is_over:
+            end.come()
+        else:
+            self._wait_a_little(end)
 
     def _look_around(self) -> None:
         if self._seen != (answers := self._answers()):
             self._seen = answers
             self._left = self.seconds
+
+
+class _End:
+    """A cancellation of the current task that can be told from anybody else's, as `asyncio.timeout` does it (3.11)."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        self._task = task
+        self._has_come = False
+        self._others = 0
+        if sys.version_info >= (3, 11):
+            self._others = task.cancelling()
+
+    def come(self) -> None:
+        """Cancel the task."""
+        self._has_come = True
+        self._task.cancel()
+
+    def is_ours(self) -> bool:
+        """Whether it came and nobody else cancels the task, too (which Python 3.10 does not say); asked once."""
+        if not self._has_come:
+            return False
+        self._has_come = False
+        return sys.version_info < (3, 11) or self._task.uncancel() <= self._others

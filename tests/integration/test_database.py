@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -198,6 +200,22 @@ async def test_a_cancelled_call_leaves_no_connection_behind(settings: Settings) 
                                 " AND pid <> pg_backend_pid()")  # fmt: skip
             await until(other, SLEEPING, 0)
         assert await asyncio.gather(*[db.fetchval("SELECT 1") for _ in range(4)]) == [1] * 4
+
+
+async def test_a_cancelled_call_that_asked_for_more_time_ends_at_once(settings: Settings) -> None:
+    """Its transaction is not rolled back on a connection whose server does not answer: it would wait for that."""
+    async with Database(with_timeout(settings, 0.5)) as db, observer(url_of(settings)) as other:
+        call = asyncio.create_task(db.execute("SELECT pg_sleep(3)", timeout=60))
+        await until(other, SLEEPING, 1)
+        pid = await other.fetchval("SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            call.cancel()
+            await asyncio.wait([call], timeout=2)
+            assert call.cancelled()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert await db.fetchval("SELECT 1") == 1
 
 
 async def test_dead_connections_are_not_handed_out(settings: Settings) -> None:

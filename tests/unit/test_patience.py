@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import pytest
@@ -81,3 +82,36 @@ async def test_a_cancelled_caller_cancels_the_work() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert ended.is_set()
+
+
+async def test_its_end_is_told_from_a_cancellation() -> None:
+    """Who cancels the caller cancels it, also when patience ends in the same moment."""
+    waiting = asyncio.ensure_future(Patience(0.01).wait_for(never()))
+    await asyncio.sleep(0)
+    # Its timer is due before the loop comes round, and so is this.
+    asyncio.get_running_loop().call_later(0.005, waiting.cancel)
+    time.sleep(0.05)
+    # Python 3.10 does not count who cancels a task.
+    with pytest.raises(asyncio.CancelledError if sys.version_info >= (3, 11) else asyncio.TimeoutError):
+        await waiting
+
+
+@pytest.mark.parametrize("leaves_with", [None, ValueError("closed")])
+async def test_its_end_leaves_no_cancellation_behind(leaves_with: Exception | None) -> None:
+    """What comes after it in the same task is not cancelled, however the work took its end."""
+
+    async def work() -> None:
+        try:
+            await never()
+        except asyncio.CancelledError:
+            if leaves_with is not None:
+                raise leaves_with from None
+            raise
+
+    with pytest.raises(type(leaves_with) if leaves_with else asyncio.TimeoutError):
+        await Patience(0.01).wait_for(work())
+    assert await asyncio.wait_for(asyncio.sleep(0.01, "whole"), 1) == "whole"
+    if sys.version_info >= (3, 11):
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
