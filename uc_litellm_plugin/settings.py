@@ -97,7 +97,10 @@ class Settings(Section):
     def tier(self, name: str) -> TierSettings:
         """The settings of a tier; the defaults where the file says nothing of it."""
         found = (settings for tier, settings in self.tiers.items() if tier == name)
-        return next(found, TierSettings())  # type: ignore[call-arg]
+        return next(found, _UNNAMED_TIER)
+
+
+_UNNAMED_TIER = TierSettings()  # type: ignore[call-arg]
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
