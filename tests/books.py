@@ -4,7 +4,8 @@ A fault is a rule `{"kind": …, "match": {"path", "model", "api_key"}, "times":
 
 - `status`: refuses with `status` (500), `message`, `headers`, or a raw `body`
 - `echo_key`: a 401 whose message repeats the credential
-- `hang`: never answers; `delay`: answers after `seconds`; `slow`: waits `seconds` before each event of a stream
+- `hang`: never answers, or says no more after `after` words of a stream
+- `delay`: answers after `seconds`; `slow`: waits `seconds` before each event of a stream
 - `gate`: waits, before the first byte or after `after` words, until POST /_open (or a reset)
 - `cut`: closes the connection after `after` words; 0, and any plain answer, is right after the headers
 - `error_event`: a stream's error event after `after` words; `error_first`: as its very first event

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -22,6 +24,13 @@ from uc_litellm_plugin.database import Database
 from uc_litellm_plugin.settings import Settings
 
 TEMPLATE = "uc_template"
+NEAR_MIDNIGHT_S = 60
+
+# How fast examples are made and tried says nothing of what is tested.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, max_examples=100, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 _clones = count(1)
 
@@ -67,6 +76,14 @@ async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
     """The URL of a migrated database of this test's own."""
     async with _fresh_database(server_url, template) as url:
         yield url
+
+
+@pytest.fixture
+def one_day() -> None:
+    """The test ends on the day (UTC) on which it begins: where midnight is near, it begins after it."""
+    left_s = 86_400 - time.time() % 86_400
+    if left_s < NEAR_MIDNIGHT_S:
+        time.sleep(left_s)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -129,6 +130,14 @@ def free_port() -> int:
             return port
 
 
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    """A URL at which connections are refused: while this lasts the port is taken, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
 class Proxy:
     """A running `litellm` proxy, ready when constructed, in a process group of its own. Stops when left as a context.
 
@@ -221,6 +230,19 @@ class Proxy:
             return [self.pid]
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def worker_at(self, answer: httpx.Response) -> int:
+        """Which process gave an answer whose connection is still open (Linux: read from /proc)."""
+        _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
+        ends = [f"0100007F:{self.port:04X}", f"0100007F:{port:04X}"]
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        sockets = {f"socket:[{row[9]}]" for row in rows if row[1:3] == ends}
+        for pid in self.worker_pids():
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(handle) in sockets:
+                        return pid
+        raise LookupError(f"no worker has the connection {ends}")
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to the process that was started, as a supervisor would."""

@@ -121,7 +121,7 @@ class Provider:
             self.books.stored[answer.plain["id"]] = json.loads(json.dumps(answer.plain))
 
     async def _hold_back(self, call: Call, faults: Faults, line: Line) -> None:
-        if "hang" in faults:
+        if "hang" in faults and not faults["hang"].get("after"):
             await line.wait(asyncio.Event().wait())
         if "delay" in faults:
             await line.wait(asyncio.sleep(faults["delay"]["seconds"]))
@@ -150,11 +150,14 @@ class Provider:
         await line.start(answer, "text/event-stream; charset=utf-8")
         chunks = [*answer.chunks]
         cut = position(chunks, faults.get("cut"))
+        hang = position(chunks, faults.get("hang")) or None
         gate = position(chunks, faults.get("gate")) or None
         failure = 0 if "error_first" in faults else position(chunks, faults.get("error_event"))
         for i, chunk in enumerate(chunks):
             if i == gate:
                 await self._pass_gate(call, line)
+            if i == hang:
+                await line.wait(asyncio.Event().wait())
             if i == cut:
                 return
             if i == failure:

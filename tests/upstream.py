@@ -98,7 +98,7 @@ class Upstream:
         listed: list[Json] = self._http.get("/_calls").raise_for_status().json()
         return [call for call in listed if all(call[name] == value for name, value in match.items())]
 
-    def wait(self, *, timeout: float = 10, **least: int) -> dict[str, int]:
+    def wait(self, *, timeout: float = 60, **least: int) -> dict[str, int]:
         """Waits until at least so many calls: `wait(calls=3, finished=2)`; also `ended`, `gated`, `left`.
 
         Returns the tallies; raises TimeoutError with them after `timeout` seconds.

@@ -13,7 +13,7 @@ from tests.acceptance.bank import Account
 from tests.proxy import Json, Proxy
 from tests.upstream import Upstream
 
-SECONDS = 30.0
+SECONDS = 60.0
 MESSAGES = [{"role": "user", "content": "say 7 words"}]
 # Path and body, by the name the tables give it; the bridged ones are answered through another dialect.
 ASKS: dict[str, tuple[str, Json]] = {

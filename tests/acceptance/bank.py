@@ -19,7 +19,7 @@ from uc_litellm_plugin.vault import new_sealing_key
 
 T = TypeVar("T")
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 NOTHING = Decimal(0)
 # Modules share a database: where one stores provider keys, the proxies of the others must know their sealing key, too.
 SEALING = {"UC_SEALING_KEYS": new_sealing_key()}

@@ -27,7 +27,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 AT_ONCE = 6
 SECONDS = 60.0
 # Answers of a stream that never ends; that it began is enough.
-ENDLESS = ("/mcp",)
+ENDLESS = "/mcp"
 # LiteLLM refuses these before it asks who calls: a feature that is switched off, or not licensed.
 BEFORE_ASKING = ("/scim/", "/claude_code_gateway/")
 # Here LiteLLM asks for a secret of its own, by any bearer; without it there is nothing to be had.
@@ -37,6 +37,10 @@ UPGRADE = {
     "sec-websocket-key": "MDEyMzQ1Njc4OWFiY2RlZg==",
 }  # fmt: skip
 OURS = {"invalid_api_key", "route_not_allowed", "unsupported_endpoint", "payer_missing", "unknown_account"}
+
+
+def is_endless(route: Served) -> bool:
+    return f"{route.concrete}/".startswith(f"{ENDLESS}/")
 
 
 class Answer:
@@ -63,7 +67,7 @@ class Caller:
         method = {"WEBSOCKET": "GET", "MOUNT": "GET"}.get(route.method, route.method)
         body: Json | None = {} if method in ("POST", "PUT", "PATCH") else None
         sent = {**self._headers, **headers, **(UPGRADE if route.method == "WEBSOCKET" else {})}
-        seconds = 3 if route.concrete.startswith(ENDLESS) else SECONDS
+        seconds = 3 if is_endless(route) else SECONDS
         for _ in range(3):
             try:
                 got = self._client.request(method, self._url + route.concrete, headers=sent, json=body, timeout=seconds)
@@ -114,7 +118,7 @@ def is_right(said: Cell, role: Role, route: Served, got: Answer) -> bool:
     if said in ("401", "403", "400"):
         return is_refused(said, route, got)
     if said == "open":
-        return got.status != 0 or route.concrete.startswith(ENDLESS)
+        return got.status != 0 or is_endless(route)
     if said == "named":
         return (got.status, got.code) == (403, "payer_missing")
     passed = got.code not in OURS - {"payer_missing"} or (role == "admin" and got.code == "unsupported_endpoint")

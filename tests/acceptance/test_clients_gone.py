@@ -85,7 +85,7 @@ def test_gone_in_a_cancelled_call(
 @pytest.mark.parametrize("name", STREAMED)
 def test_gone_before_the_first_chunk(each: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str) -> None:
     """A client that leaves before the first word pays for the input the provider accepted."""
-    upstream.set_faults({"kind": "gate"}, {"kind": "slow", "seconds": 0.1})
+    upstream.set_faults({"kind": "gate"}, {"kind": "hang", "after": 1})
     with Visitor(each, account, *request(name, stream=True)):
         upstream.wait(gated=1)
     upstream.open()

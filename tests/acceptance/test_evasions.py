@@ -36,7 +36,7 @@ def raw(account: Account, method: str, path: str, body: Json | None = None, *, l
 def connected(proxy: Proxy) -> socket.socket:
     """A plain connection to the proxy."""
     target = urlsplit(proxy.url)
-    return socket.create_connection((target.hostname or "", target.port or 0), timeout=20)
+    return socket.create_connection((target.hostname or "", target.port or 0), timeout=60)
 
 
 def received(connection: socket.socket, until: bytes = b"") -> bytes:
@@ -112,12 +112,13 @@ def test_tools_of_the_provider(proxy: Proxy, upstream: Upstream, account: Accoun
 
 def test_fetching_what_was_left(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:
     """A response whose stream was left in the middle is paid in part, and so cannot be fetched whole."""
-    upstream.set_faults({"kind": "slow", "seconds": 0.1})
+    upstream.set_fault("hang", after=4)
     path, body = request("responses", True, input="say 30 words")
     with connected(proxy) as connection:
         connection.sendall(raw(account, "POST", path, body, last=True))
         begun = received(connection, b"output_text.delta")
+    upstream.wait(left=1)
     (response_id,) = {json.loads(line[6:])["response"]["id"] for line in begun.splitlines() if b'"response":{' in line}
     bank.settled(account)
     url = f"{proxy.url}/v1/responses/{response_id}"
-    assert httpx.get(url, headers=account.headers, trust_env=False, timeout=30).status_code >= 400
+    assert httpx.get(url, headers=account.headers, trust_env=False, timeout=60).status_code >= 400

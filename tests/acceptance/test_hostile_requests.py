@@ -132,7 +132,7 @@ def test_nul_in_a_header(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
 def test_get(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:
     """A GET of a paid path, with the model in its query, is not a call."""
     url = f"{proxy.url}/v1/chat/completions?model=gpt-mini"
-    answer = httpx.get(url, headers=account.headers, trust_env=False)
+    answer = httpx.get(url, headers=account.headers, trust_env=False, timeout=60)
     note("GET /v1/chat/completions", answer, Decimal(0))
     assert answer.status_code in (403, 405)
     assert_untouched(bank, account, upstream)

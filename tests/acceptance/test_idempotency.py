@@ -114,6 +114,7 @@ def test_keys_that_are_none(proxy: Proxy, upstream: Upstream, account: Account, 
         headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
         json=body,
         trust_env=False,
+        timeout=30,
     )
     assert answer.status_code == 400, answer.text
     assert asked(upstream) == []

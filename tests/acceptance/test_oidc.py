@@ -18,12 +18,15 @@ from tests.acceptance import prices
 from tests.acceptance.asking import ASKS, asked, post, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import config, paid_proxy
+from tests.acceptance.workers import at_each_worker
 from tests.issuer import KEYS, Issuer, RunningIssuer, entry, key
+from tests.pace import Seconds
 from tests.proxy import Json, Proxy
 from tests.upstream import Upstream
 
 BALANCE = "/api/v1/credits/balance"
-INTERVAL_S = 600
+# No test takes so long.
+INTERVAL_S = 86_400
 WORKERS = 2
 PAYER = "x-uc-user-id"
 FAILED_PER_MINUTE = 10
@@ -71,7 +74,7 @@ def roles(*names: str) -> Json:
 
 
 def get(proxy: Proxy, account: Account, path: str, **headers: str) -> httpx.Response:
-    return httpx.get(f"{proxy.url}{path}", headers={**account.headers, **headers}, trust_env=False, timeout=30)
+    return httpx.get(f"{proxy.url}{path}", headers={**account.headers, **headers}, trust_env=False, timeout=60)
 
 
 def chat(proxy: Proxy, account: Account, **headers: str) -> httpx.Response:
@@ -170,33 +173,39 @@ def test_suspended(proxy: Proxy, upstream: Upstream, bank: Bank, issuer: Issuer,
 @pytest.mark.parametrize("kind", ["token", "API key"])
 @pytest.mark.parametrize("role", ["admin", "service"])
 def test_suspended_administrators(proxy: Proxy, bank: Bank, issuer: Issuer, kind: str, role: str) -> None:
-    """Within a second of its suspension, who acts for others may do nothing more, at either worker."""
+    """A second after its suspension, who acts for others may do nothing more, at either worker."""
     person = Person(issuer, **roles("uc-admin" if role == "admin" else "uc-bot"))
     account = person.account()
     assert get(proxy, account, "/v1/models").status_code == 200
     account = account if kind == "token" else bank.key(person.user_id, role)
-    assert {answer.status_code for answer in at_once(8, lambda: get(proxy, account, "/v1/models"))} == {200}
+    assert {answer.status_code for answer in at_each_worker(proxy, account, "/v1/models")} == {200}
     bank.execute(f"UPDATE user_credits SET status = 'suspended' WHERE user_id = '{person.user_id}'")
-    deadline = time.monotonic() + 1
-    answers = at_once(8, lambda: get(proxy, account, "/v1/models"))
-    while {answer.status_code for answer in answers} != {403}:
-        assert time.monotonic() < deadline
-        answers = at_once(8, lambda: get(proxy, account, "/v1/models"))
-    assert {code(answer) for answer in answers} == {"account_suspended"}
+    refused = refused_in_time(proxy, account, "/v1/models", 403)
+    assert {code(answer) for answer in refused} == {"account_suspended"}
+
+
+def refused_in_time(proxy: Proxy, account: Account, path: str, *statuses: int) -> list[httpx.Response]:
+    """Asks until both workers refuse with one of these; whatever is asked later than a second from now they refuse."""
+    second = Seconds(1)
+    while True:
+        is_late = second.are_over
+        answers = at_each_worker(proxy, account, path)
+        if {answer.status_code for answer in answers} <= set(statuses):
+            return answers
+        assert not is_late, answers
 
 
 def test_keys_and_tokens_end_within_a_second(proxy: Proxy, bank: Bank, issuer: Issuer) -> None:
-    """A key of somebody who signs in is refused by both workers within a second of its revocation; the token is not."""
+    """A key of somebody who signs in is refused by both workers a second after its revocation; the token is not."""
     person = Person(issuer)
     by_token = person.account()
     get(proxy, by_token, BALANCE)
     by_key = bank.key(person.user_id)
-    assert {answer.status_code for answer in at_once(16, lambda: get(proxy, by_key, BALANCE))} == {200}
+    assert {answer.status_code for answer in at_each_worker(proxy, by_key, BALANCE)} == {200}
     bank.execute(f"UPDATE user_api_keys SET is_active = false WHERE id = '{by_key.key_id}'")
-    revoked = time.monotonic()
-    while {answer.status_code for answer in at_once(8, lambda: get(proxy, by_key, BALANCE))} != {401}:
-        assert time.monotonic() - revoked < 1
-    assert {answer.status_code for answer in at_once(8, lambda: get(proxy, by_token, BALANCE))} == {200}
+    # A worker that is asked often while the other one has not heard of it takes this for guessing.
+    refused_in_time(proxy, by_key, BALANCE, 401, 429)
+    assert {answer.status_code for answer in at_each_worker(proxy, by_token, BALANCE)} == {200}
 
 
 def test_roles(proxy: Proxy, upstream: Upstream, bank: Bank, issuer: Issuer) -> None:
@@ -240,7 +249,7 @@ NOW = int(time.time())
 REFUSED: dict[str, Json] = {
     "wrong issuer": {"iss": "https://evil.example.com"}, "wrong audience": {"aud": "other"},
     "expired": {"exp": NOW - 60},
-    "not yet valid": {"nbf": NOW + 3600}, "from the future": {"iat": NOW + 3600},
+    "not yet valid": {"nbf": NOW + 86_400}, "from the future": {"iat": NOW + 86_400},
     "ID token": {"typ": "ID"},
     "no subject": {"sub": None}, "unfit subject": {"sub": "a\0"}, "huge": {"more": "x" * 9_000},
     "very huge": {"more": "x" * 40_000},
@@ -287,7 +296,7 @@ def test_guessing_is_slowed(proxy: Proxy, bank: Bank) -> None:
     """Who tries key after key must wait, whatever the next key is; a key in use need not, nor another address."""
     account, fresh = bank.open(), bank.open()
     here, there = {"x-forwarded-for": "203.0.113.7"}, {"x-forwarded-for": "203.0.113.8"}
-    assert {answer.status_code for answer in at_once(16, lambda: get(proxy, account, "/v1/models", **here))} == {200}
+    assert {answer.status_code for answer in at_each_worker(proxy, account, "/v1/models", **here)} == {200}
 
     def guess() -> httpx.Response:
         return get(proxy, Account("", f"sk-uc-{uuid.uuid4()}", ""), "/v1/models", **here)
@@ -302,7 +311,7 @@ def test_guessing_is_slowed(proxy: Proxy, bank: Bank) -> None:
     slowed = next(answer for answer in answers if answer.status_code == 429)
     assert 1 <= int(slowed.headers["retry-after"]) <= 60
     assert code(slowed) == "rate_limit_exceeded"
-    assert {answer.status_code for answer in at_once(8, lambda: get(proxy, account, "/v1/models", **here))} == {200}
+    assert {answer.status_code for answer in at_each_worker(proxy, account, "/v1/models", **here)} == {200}
     master = Account("", proxy.master_key, "")
     assert get(proxy, fresh, "/v1/models", **there).status_code == 200
     assert get(proxy, master, "/v1/models", **there).status_code == 200

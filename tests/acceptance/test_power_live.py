@@ -20,15 +20,17 @@ from tests.acceptance.asking import request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import clone
 from tests.acceptance.sides import ENDPOINTS, spread
+from tests.pace import Seconds
 from tests.proxy import Json, Proxy
 from tests.upstream import Upstream
 
 TABLE = "Edits of a power level until every call obeys"
 COLUMNS = ("edit", "workers", "seconds to the last call that did not")
-# What is printed should be below one second; a busy machine is given more.
+# What is printed should be below one second.
 MOST_SECONDS = 3.0
-# Both workers have answered, each some times, when so many calls in a row obey.
+# Every worker has answered at least once among the calls in a row that obey, and they are at least so many.
 IN_A_ROW = 12
+AT_ONCE = 4
 MAX_TOKENS = 50
 
 
@@ -40,12 +42,24 @@ class Living:
     bank: Bank
     file: Path
     account: Account
-    http: httpx.Client
+    pool: ThreadPoolExecutor
 
     def ask(self, level: str = "eco") -> httpx.Response:
+        return self.ask_one(level)[0]
+
+    def ask_one(self, level: str) -> tuple[httpx.Response, int]:
+        """An answer over a connection of its own, and the worker that gave it."""
         path, body = request("chat", model="live", max_tokens=MAX_TOKENS)
-        headers = {**self.account.headers, "x-power-level": level, "connection": "close"}
-        return self.http.post(path, json=body, headers=headers)
+        headers = {**self.account.headers, "x-power-level": level}
+        # No certificates: loading them takes longer than the request.
+        with httpx.Client(base_url=self.proxy.url, trust_env=False, timeout=60, verify=False) as http:
+            answer = http.post(path, json=body, headers=headers)
+            return answer, self.proxy.worker_at(answer)
+
+    def ask_some(self, level: str = "eco") -> tuple[list[httpx.Response], set[int]]:
+        """As many answers as must obey in a row, and the workers that gave them."""
+        answers, workers = zip(*self.pool.map(self.ask_one, [level] * IN_A_ROW), strict=True)
+        return list(answers), set(workers)
 
     def held(self, level: str = "eco") -> Decimal:
         """What a call holds: it moves with the level's multiplier."""
@@ -54,23 +68,24 @@ class Living:
         return Decimal(answer.headers["x-uc-credits-held"])
 
     def until(self, obeys: Callable[[httpx.Response], bool], level: str = "eco") -> float:
-        """Calls until many in a row obey; returns the seconds after which the first of those was sent."""
-        edited = time.monotonic()
-        since, in_a_row = 0.0, 0
-        while in_a_row < IN_A_ROW:
-            sent = time.monotonic() - edited
-            assert sent < 10 * MOST_SECONDS, "an edit is not obeyed"
-            if not obeys(self.ask(level)):
-                in_a_row = 0
+        """Calls until all workers obey; returns the seconds after which the first call was sent since which all did.
+        Whatever is sent when MOST_SECONDS have passed must obey."""
+        edited, in_time = time.monotonic(), Seconds(MOST_SECONDS)
+        since, met = 0.0, set[int]()
+        while not met >= set(self.proxy.worker_pids()):
+            sent, is_late = time.monotonic() - edited, in_time.are_over
+            answers, workers = self.ask_some(level)
+            if all(map(obeys, answers)):
+                since, met = (since if met else sent), met | workers
                 continue
-            since, in_a_row = (sent if in_a_row == 0 else since), in_a_row + 1
+            assert not is_late, "an edit is not obeyed"
+            met = set()
         return since
 
     def note(self, edit: str, seconds: float) -> None:
         print(f"{edit}, {self.proxy.workers} worker(s): {seconds:.3f} s")
         table.begin(TABLE, *COLUMNS)
         table.add(TABLE, edit, self.proxy.workers, f"{seconds:.3f}")
-        assert seconds < MOST_SECONDS
 
     def write(self, **levels: Json) -> str:
         """The settings file's text with these levels."""
@@ -88,11 +103,10 @@ def living(
     account = bank.open("1000")
     with (
         sides.powered_proxy(bank.url, config, {}, request.param, file) as proxy,
-        httpx.Client(base_url=proxy.url, trust_env=False, timeout=60) as http,
-        ThreadPoolExecutor(4) as pool,
+        ThreadPoolExecutor(AT_ONCE) as pool,
     ):
-        made = Living(proxy, bank, file, account, http)
-        list(pool.map(lambda _: made.held(), range(IN_A_ROW)))
+        made = Living(proxy, bank, file, account, pool)
+        made.until(lambda answer: answer.status_code == 200)
         assert len(proxy.worker_pids()) == request.param
         yield made
 
@@ -164,12 +178,12 @@ def test_a_bad_edit(living: Living, what: str) -> None:
     text, said = BAD[what]
     before, logged = living.held(), len(living.proxy.log())
     rename_over(living.file, text)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (refused := refusals(living.proxy.log()[logged:])):
         assert living.held() == before
         assert time.monotonic() < deadline, "the edit was not refused"
     assert said in refused[0]
-    assert {living.held() for _ in range(IN_A_ROW)} == {before}
+    living.until(holds(before))
 
 
 def refusals(log: str) -> list[str]:

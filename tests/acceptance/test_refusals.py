@@ -128,7 +128,7 @@ def test_unknown_keys(proxy: Proxy, upstream: Upstream, key: str, name: str) -> 
     """A key nobody knows gets 401 with a message, never more."""
     path, body = request(name)
     headers = {b"authorization": f"Bearer {key}".encode()} if key else {}
-    answer = httpx.post(proxy.url + path, headers=headers, json=body, trust_env=False, timeout=30)
+    answer = httpx.post(proxy.url + path, headers=headers, json=body, trust_env=False, timeout=60)
     assert answer.status_code == 401
     assert answer.json()["error"]["message"]
     assert asked(upstream) == []

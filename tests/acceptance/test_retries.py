@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from tests.acceptance import prices
 from tests.acceptance.asking import ask, asked
 from tests.acceptance.bank import NOTHING, Bank
-from tests.acceptance.conftest import FREE_PER_MINUTE, config, paid_proxy
+from tests.acceptance.conftest import config, paid_proxy
 from tests.acceptance.test_faults import ended, kind
 from tests.proxy import Proxy, upstream_key
 from tests.upstream import Upstream
+
+PER_MINUTE = 10
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -57,12 +60,20 @@ def test_both_fail(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
     assert (answer.status_code, over.charged, over.row["attempts"]) == (500, NOTHING, 2)
 
 
-def test_rate_limited(running: Upstream, upstream: Upstream, bank: Bank) -> None:
+def test_rate_limited(running: Upstream, upstream: Upstream, bank: Bank, tmp_path: Path) -> None:
     """Calls beyond the tier's requests per minute get a 429 and leave nothing held."""
     account = bank.open(tier="free")
-    calls = 2 * FREE_PER_MINUTE + 5  # However they fall into two minutes, some are too many.
+    settings = tmp_path / "uc.yaml"
+    settings.write_text(f"tiers: {{free: {{rpm_limit: {PER_MINUTE}}}}}\n")
+    calls = 2 * PER_MINUTE + 5  # However they fall into two minutes, some are too many.
     # A proxy of its own: LiteLLM's limiter counts in the worker's memory, where the other tests' calls are too.
-    with paid_proxy(bank.url, config(running.url)) as proxy, ThreadPoolExecutor(8) as pool:
+    with (
+        paid_proxy(bank.url, config(running.url), UC_CONFIG=str(settings)) as proxy,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        # What is loaded late is loaded before the minutes begin.
+        assert ask(proxy, bank.open(), "chat").status_code == 200
+        upstream.reset()
         statuses = list(pool.map(lambda _: ask(proxy, account, "chat").status_code, range(calls)))
     assert set(statuses) == {200, 429}
     paid = statuses.count(200)

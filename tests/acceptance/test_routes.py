@@ -101,7 +101,7 @@ def test_websocket_handshakes_are_refused(proxy: Proxy, upstream: Upstream, acco
     """A WebSocket with a user's key is not accepted."""
     upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
     headers = {**account.headers, **upgrade, "sec-websocket-key": "MDEyMzQ1Njc4OWFiY2RlZg=="}
-    answer = httpx.get(f"{proxy.url}{path}?model=gpt-mini", headers=headers, trust_env=False, timeout=30)
+    answer = httpx.get(f"{proxy.url}{path}?model=gpt-mini", headers=headers, trust_env=False, timeout=60)
     assert answer.status_code == 403
     assert asked(upstream) == []
 
@@ -109,20 +109,20 @@ def test_websocket_handshakes_are_refused(proxy: Proxy, upstream: Upstream, acco
 def test_free_routes(proxy: Proxy, upstream: Upstream, bank: Bank) -> None:
     """The list of models is free, even without credits, and asks for a key."""
     poor = bank.open("0")
-    listed = httpx.get(f"{proxy.url}/v1/models", headers=poor.headers, trust_env=False, timeout=30)
+    listed = httpx.get(f"{proxy.url}/v1/models", headers=poor.headers, trust_env=False, timeout=60)
     assert "gpt-mini" in {model["id"] for model in listed.json()["data"]}
-    assert httpx.get(f"{proxy.url}/v1/models", trust_env=False, timeout=30).status_code == 401
+    assert httpx.get(f"{proxy.url}/v1/models", trust_env=False, timeout=60).status_code == 401
     assert asked(upstream) == []
 
 
 def test_stored_responses_belong_to_their_maker(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:
     """A stored response is fetched by the user whose call made it, for nothing, and by nobody else."""
-    made = httpx.post(f"{proxy.url}/v1/responses", headers=account.headers, timeout=30, trust_env=False,
+    made = httpx.post(f"{proxy.url}/v1/responses", headers=account.headers, timeout=60, trust_env=False,
                       json={"model": "gpt-mini", "input": "say 3 words", "max_output_tokens": 50}).json()  # fmt: skip
     bank.settled(account)
     charged = bank.balance(account).remaining
     mine, theirs = (
-        httpx.get(f"{proxy.url}/v1/responses/{made['id']}", headers=who.headers, trust_env=False, timeout=30)
+        httpx.get(f"{proxy.url}/v1/responses/{made['id']}", headers=who.headers, trust_env=False, timeout=60)
         for who in (account, bank.open())
     )
     assert (mine.status_code, theirs.status_code) == (200, 403)

@@ -49,7 +49,7 @@ def test_a_hold_that_takes_too_long(
     """A hold that PostgreSQL cannot give in time is a 503 in the endpoint's own shape, and nothing was sent."""
     path, body = request(name, stream)
     with bank.locked(account):
-        answer = httpx.post(f"{proxy.url}{path}", headers=account.headers, json=body, trust_env=False, timeout=30)
+        answer = httpx.post(f"{proxy.url}{path}", headers=account.headers, json=body, trust_env=False, timeout=60)
     assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
     assert answer.json()["error"]["message"].startswith("The credit ledger cannot be reached")
     assert asked(upstream) == []

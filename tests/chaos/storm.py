@@ -103,7 +103,8 @@ class Storm:
         work: Callable[[], Awaitable[int]] = getattr(self, f"_{kind}")
         try:
             self.happened[kind] += await work()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        except (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError,
+                asyncpg.InternalClientError):  # fmt: skip
             # PostgreSQL is down, or our own connection was among those that died.
             self.happened["missed"] += 1
 

@@ -35,7 +35,7 @@ class Ear:
 
     async def heard(self, table: str) -> None:
         """Wait until a change of that table was heard."""
-        while (await asyncio.wait_for(self.payloads.get(), 5))["table"] != table:
+        while (await asyncio.wait_for(self.payloads.get(), 60))["table"] != table:
             pass
 
 
@@ -46,7 +46,7 @@ async def listening(settings: Settings, accounts: Accounts) -> AsyncIterator[Ear
         changes.listen(settings, on_payload=ear.on_payload, on_ready=ear.on_ready, on_lost=ear.on_lost)
     )
     try:
-        await asyncio.wait_for(ear.ready.wait(), 5)
+        await asyncio.wait_for(ear.ready.wait(), 60)
         yield ear
     finally:
         task.cancel()

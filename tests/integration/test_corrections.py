@@ -39,6 +39,7 @@ async def test_a_call_is_corrected(shop: Shop, by_whose_id: str, theirs: str, di
     assert await shop.audit() == []
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_a_call_as_the_proxy_settles_it(shop: Shop) -> None:
     """The record that the proxy writes holds all that a correction needs: the terms and the provider's id."""
     call = held_call()

@@ -16,6 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.chaos.postgres import Server
+from tests.pace import within
 from uc_litellm_plugin import changes, embedded, patience
 from uc_litellm_plugin import settings as settings_module
 from uc_litellm_plugin.cluster import PORT, Cluster
@@ -47,7 +48,7 @@ async def until(connection: asyncpg.Connection[asyncpg.Record], query: str, valu
         while await connection.fetchval(query) != value:
             pass
 
-    await asyncio.wait_for(ask(), 10)
+    await asyncio.wait_for(ask(), 60)
 
 
 async def test_values_keep_their_kind(db: Database) -> None:
@@ -95,26 +96,25 @@ async def test_impossible_arguments_are_refused_and_hurt_nobody(db: Database, sq
 
 async def test_a_slow_statement_ends_in_time(settings: Settings) -> None:
     """A statement that takes too long is unavailable after the timeout, also on the server, and the pool goes on."""
-    async with Database(with_timeout(settings, 0.3, pool_size=1)) as db:
-        started = time.monotonic()
-        with pytest.raises(DatabaseUnavailable):
-            await db.execute("SELECT pg_sleep(30)")
-        assert time.monotonic() - started < 1
+    async with Database(with_timeout(settings, 1, pool_size=1)) as db, observer(url_of(settings)) as other:
+        async with within(1.7):
+            with pytest.raises(DatabaseUnavailable):
+                await db.execute("SELECT pg_sleep(30)")
+        await until(other, SLEEPING, 0)
         assert await db.fetchval("SELECT 1") == 1
-        assert await db.fetchval(SLEEPING) == 0
 
 
 async def test_a_call_may_ask_for_more_time(settings: Settings) -> None:
     """A timeout of the call's own also lifts the server's limit, for this call only."""
-    async with Database(with_timeout(settings, 0.2)) as db:
-        assert await db.fetchval("SELECT 1 FROM pg_sleep(0.5)", timeout=5) == 1
-        assert await db.fetchval("SHOW statement_timeout") == "180ms"
+    async with Database(with_timeout(settings, 1)) as db:
+        assert await db.fetchval("SELECT 1 FROM pg_sleep(1.2)", timeout=60) == 1
+        assert await db.fetchval("SHOW statement_timeout") == "900ms"
 
 
 async def test_waiting_while_nobody_is_answered(settings: Settings) -> None:
     """When all connections are busy and none comes back, a call gives up after its timeout."""
-    async with Database(with_timeout(settings, 5, pool_size=1)) as db, observer(url_of(settings)) as other:
-        busy = asyncio.create_task(db.execute("SELECT pg_sleep(4)"))
+    async with Database(with_timeout(settings, 60, pool_size=1)) as db, observer(url_of(settings)) as other:
+        busy = asyncio.create_task(db.execute("SELECT pg_sleep(50)"))
         await until(other, SLEEPING, 1)
         with pytest.raises(DatabaseUnavailable):
             await db.fetchval("SELECT 1", timeout=0.2)
@@ -126,18 +126,19 @@ async def test_waiting_while_nobody_is_answered(settings: Settings) -> None:
 
 async def test_waiting_while_others_are_answered(settings: Settings) -> None:
     """A burst of calls is answered, though their turn takes longer than the timeout."""
-    async with Database(with_timeout(settings, 0.5, pool_size=2)) as db:
+    async with Database(with_timeout(settings, 2, pool_size=2)) as db:
         started = time.monotonic()
-        answers = await asyncio.gather(*[db.fetchval("SELECT 1 FROM pg_sleep(0.1)") for _ in range(20)])
+        answers = await asyncio.gather(*[db.fetchval("SELECT 1 FROM pg_sleep(0.25)") for _ in range(20)])
         assert answers == [1] * 20
-        assert time.monotonic() - started > 0.5
+        assert time.monotonic() - started > 2
 
 
 async def test_nobody_waits_for_ever(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """However busily others are answered, a call gives up in the end."""
-    monkeypatch.setattr(patience, "LONGEST_S", 0.6)
-    async with Database(with_timeout(settings, 0.5, pool_size=1)) as db:
-        calls = [db.fetchval("SELECT 1 FROM pg_sleep(0.1)") for _ in range(20)]
+    async with Database(with_timeout(settings, 2, pool_size=1)) as db:
+        await db.fetchval("SELECT 1")  # Connected already.
+        monkeypatch.setattr(patience, "LONGEST_S", 2.2)
+        calls = [db.fetchval("SELECT 1 FROM pg_sleep(0.3)") for _ in range(20)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, DatabaseUnavailable)]
         assert 10 < len(refused) < 20
@@ -147,32 +148,33 @@ async def test_nobody_waits_for_ever(settings: Settings, monkeypatch: pytest.Mon
 async def test_a_burst_at_a_frozen_server_is_refused_in_time(doomed: Server, tmp_path: Path) -> None:
     """Calls that wait for their turn when PostgreSQL stops answering wait no longer than the timeout from then on."""
     settings = settings_module.load({"UC_STATE_DIR": str(tmp_path), "UC_DATABASE_URL": doomed.url})
-    async with Database(with_timeout(settings, 0.5, pool_size=2)) as db:
+    async with Database(with_timeout(settings, 1.5, pool_size=2)) as db:
+        await asyncio.gather(*[db.fetchval("SELECT 1") for _ in range(2)])  # Connected already.
         calls = [asyncio.ensure_future(db.fetchval("SELECT 1 FROM pg_sleep(0.1)", idempotent=True)) for _ in range(40)]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         with doomed.frozen():
-            started = time.monotonic()
-            answers = await asyncio.gather(*calls, return_exceptions=True)
-            assert time.monotonic() - started < 0.5 + 0.5
+            async with within(1.5 + 0.5):
+                answers = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(answer) for answer in answers} == {int, DatabaseUnavailable}
 
 
 async def test_a_late_loop_blames_nobody(settings: Settings) -> None:
     """Time in which the event loop did not run is not time in which PostgreSQL did not answer."""
-    async with Database(with_timeout(settings, 0.5)) as db:
+    async with Database(with_timeout(settings, 2)) as db:
         asking = asyncio.create_task(db.fetchval("SELECT 1"))
         await asyncio.sleep(0.001)  # It is connecting now, which takes several answers.
-        time.sleep(1)  # LiteLLM imports what it needs for its first call.
+        time.sleep(2.5)  # LiteLLM imports what it needs for its first call.
         assert await asking == 1
 
 
 async def test_what_is_in_doubt(settings: Settings) -> None:
     """A statement that was never sent, or that PostgreSQL ended, has not happened; one without an answer may have."""
-    async with Database(with_timeout(settings, 0.4, pool_size=1)) as db, observer(url_of(settings)) as other:
-        assert not await in_doubt(db.execute("SELECT pg_sleep(4)"))
-        busy = asyncio.create_task(db.execute("SELECT pg_sleep(4)", timeout=9))
+    async with Database(with_timeout(settings, 50, pool_size=1)) as db, observer(url_of(settings)) as other:
+        await db.execute("SET statement_timeout = 100")  # PostgreSQL's patience ends well before ours.
+        assert not await in_doubt(db.execute("SELECT pg_sleep(40)"))
+        busy = asyncio.create_task(db.execute("SELECT pg_sleep(40)", timeout=60))
         await until(other, SLEEPING, 1)
-        assert not await in_doubt(db.fetchval("SELECT 1"))
+        assert not await in_doubt(db.fetchval("SELECT 1", timeout=0.4))
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
         )
@@ -190,28 +192,30 @@ async def in_doubt(call: Awaitable[object]) -> bool:
 
 async def test_a_cancelled_call_leaves_no_connection_behind(settings: Settings) -> None:
     """However often callers go away in the middle, the pool has all its connections for the next ones."""
-    async with Database(with_timeout(settings, 5, pool_size=2)) as db, observer(url_of(settings)) as other:
+    async with Database(with_timeout(settings, 60, pool_size=2)) as db, observer(url_of(settings)) as other:
         for _ in range(6):
-            call = asyncio.create_task(db.execute("SELECT pg_sleep(3)"))
+            call = asyncio.create_task(db.execute("SELECT pg_sleep(50)"))
             await until(other, f"SELECT ({SLEEPING}) > 0", True)
             call.cancel()
             await asyncio.wait([call])
-            await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)'"
-                                " AND pid <> pg_backend_pid()")  # fmt: skip
+            await other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(50)'"
+                " AND pid <> pg_backend_pid()"
+            )
             await until(other, SLEEPING, 0)
         assert await asyncio.gather(*[db.fetchval("SELECT 1") for _ in range(4)]) == [1] * 4
 
 
 async def test_a_cancelled_call_that_asked_for_more_time_ends_at_once(settings: Settings) -> None:
     """Its transaction is not rolled back on a connection whose server does not answer: it would wait for that."""
-    async with Database(with_timeout(settings, 0.5)) as db, observer(url_of(settings)) as other:
-        call = asyncio.create_task(db.execute("SELECT pg_sleep(3)", timeout=60))
+    async with Database(with_timeout(settings, 5)) as db, observer(url_of(settings)) as other:
+        call = asyncio.create_task(db.execute("SELECT pg_sleep(50)", timeout=60))
         await until(other, SLEEPING, 1)
         pid = await other.fetchval("SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'")
         os.kill(pid, signal.SIGSTOP)
         try:
             call.cancel()
-            await asyncio.wait([call], timeout=2)
+            await asyncio.wait([call], timeout=20)
             assert call.cancelled()
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -220,7 +224,7 @@ async def test_a_cancelled_call_that_asked_for_more_time_ends_at_once(settings: 
 
 async def test_dead_connections_are_not_handed_out(settings: Settings) -> None:
     """After the server dropped every session, an idempotent call does not notice, and others at most once."""
-    async with Database(with_timeout(settings, 2, pool_size=4)) as db, observer(url_of(settings)) as other:
+    async with Database(with_timeout(settings, 20, pool_size=4)) as db, observer(url_of(settings)) as other:
         await asyncio.gather(*[db.execute("SELECT pg_sleep(0.05)") for _ in range(4)])
         await other.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'uc_litellm_plugin'"
@@ -232,8 +236,8 @@ async def test_dead_connections_are_not_handed_out(settings: Settings) -> None:
 
 async def test_a_session_cut_in_the_middle_is_unavailable(settings: Settings) -> None:
     """A statement whose session dies under it may have happened, so it is reported and not run again by itself."""
-    async with Database(with_timeout(settings, 5)) as db, observer(url_of(settings)) as other:
-        call = asyncio.create_task(db.execute("SELECT pg_sleep(4)"))
+    async with Database(with_timeout(settings, 60)) as db, observer(url_of(settings)) as other:
+        call = asyncio.create_task(db.execute("SELECT pg_sleep(50)"))
         await until(other, SLEEPING, 1)
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
@@ -248,14 +252,13 @@ async def test_the_pool_recovers_by_itself(own_server: Settings, mode: str) -> N
     """While PostgreSQL is down calls fail at once; as soon as it is back they work, the first one too."""
     url = await embedded.ensure(own_server)
     there = own_server.model_copy(update={"database_url": SecretStr(url)})
-    async with Database(with_timeout(there, 1.5, pool_size=3)) as db:
+    async with Database(with_timeout(there, 20, pool_size=3)) as db:
         await asyncio.gather(*[db.execute("SELECT pg_sleep(0.05)") for _ in range(3)])
         stop_server(own_server, mode)
-        started = time.monotonic()
-        for _ in range(5):
-            with pytest.raises(DatabaseUnavailable):
-                await db.fetchval("SELECT 1", idempotent=True)
-        assert time.monotonic() - started < 1
+        async with within(1):
+            for _ in range(5):
+                with pytest.raises(DatabaseUnavailable):
+                    await db.fetchval("SELECT 1", idempotent=True)
         await embedded.ensure(own_server)
         assert await asyncio.gather(*[db.fetchval("SELECT 1") for _ in range(6)]) == [1] * 6
 
@@ -267,9 +270,10 @@ async def test_a_server_that_never_answers_costs_the_timeout(settings: Settings)
     url = SecretStr(f"postgresql://nobody@127.0.0.1:{port}/nothing")
     async with Database(with_timeout(settings.model_copy(update={"database_url": url}), 0.5)) as db:
         started = time.monotonic()
-        with pytest.raises(DatabaseUnavailable):
-            await db.fetchval("SELECT 1", idempotent=True)
-        assert 0.4 < time.monotonic() - started < 1
+        async with within(1):
+            with pytest.raises(DatabaseUnavailable):
+                await db.fetchval("SELECT 1", idempotent=True)
+        assert time.monotonic() - started > 0.4
     silent.close()
 
 
@@ -293,16 +297,16 @@ async def test_changes_are_heard_and_the_loss_of_the_listener_too(settings: Sett
             on_lost=lambda: heard.put_nowait("lost"),
         )
     )
-    assert await asyncio.wait_for(heard.get(), 5) == "ready"
+    assert await asyncio.wait_for(heard.get(), 60) == "ready"
     await db.execute("NOTIFY uc_changed, 'first'")
-    assert await asyncio.wait_for(heard.get(), 5) == "first"
+    assert await asyncio.wait_for(heard.get(), 60) == "first"
     await db.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
                    " AND datname = current_database()")  # fmt: skip
-    assert [await asyncio.wait_for(heard.get(), 5) for _ in range(2)] == ["lost", "ready"]
+    assert [await asyncio.wait_for(heard.get(), 60) for _ in range(2)] == ["lost", "ready"]
     await db.execute("NOTIFY uc_changed, 'second'")
-    assert await asyncio.wait_for(heard.get(), 5) == "second"
+    assert await asyncio.wait_for(heard.get(), 60) == "second"
     listening.cancel()
-    assert await asyncio.wait_for(heard.get(), 5) == "lost"
+    assert await asyncio.wait_for(heard.get(), 60) == "lost"
 
 
 async def test_a_pooler_that_keeps_notifications_is_noticed(settings: Settings) -> None:
@@ -311,7 +315,7 @@ async def test_a_pooler_that_keeps_notifications_is_noticed(settings: Settings) 
     path, port = urlsplit(url_of(settings)).path, pooler.sockets[0].getsockname()[1]
     url = SecretStr(f"postgresql://uc@127.0.0.1:{port}{path}?sslmode=disable")
     told: list[str] = []
-    pooled = with_timeout(settings.model_copy(update={"database_url": url}), 1)
+    pooled = with_timeout(settings.model_copy(update={"database_url": url}), 3)
     with pytest.raises(DatabaseUnavailable, match="pooler in transaction mode"):
         await changes._listen_once(pooled, told.append, lambda: told.append("ready"), lambda: told.append("lost"))
     assert told == []

@@ -89,7 +89,7 @@ async def test_a_crashed_server_comes_back_with_its_data(own_server: Settings) -
     connection, lost = await asyncpg.connect(dsn), asyncio.Event()
     connection.add_termination_listener(lambda _: lost.set())
     os.kill(server_pid(own_server), signal.SIGKILL)
-    await asyncio.wait_for(lost.wait(), 10)
+    await asyncio.wait_for(lost.wait(), 60)
     assert await ask(await embedded.ensure(own_server), "SELECT count(*) FROM kept") == 50000
 
 

@@ -97,7 +97,7 @@ async def test_a_fault_in_the_writer_leaves_nobody_waiting(
     with monkeypatch.context() as patch:
         patch.setattr(outbox, "append", fail)
         settling = asyncio.ensure_future(ledger.settle(charge(holds[0])))
-        done, _ = await asyncio.wait([settling], timeout=2)
+        done, _ = await asyncio.wait([settling], timeout=60)
     assert done == {settling}
     settling.exception()
     database.away = False

@@ -30,6 +30,7 @@ from tests.integration.followers import (
     text,
     truncate_and_write,
 )
+from tests.pace import within
 from uc_litellm_plugin import levels as levels_module
 from uc_litellm_plugin import migrations
 from uc_litellm_plugin import settings as settings_module
@@ -72,12 +73,11 @@ async def test_an_edit_counts_within_a_second(tmp_path: Path, database_url: str,
     async with Follower(file, database_url).running() as follower:
         assert await follower.outcome() == ("eco", "applied")
         started = time.monotonic()
-        edit(file, text("0.6"))
-        assert await follower.outcome() == ("eco", "applied")
-        took_s = time.monotonic() - started
-        print(f"{way}: {took_s:.3f} s")
+        async with within(1):
+            edit(file, text("0.6"))
+            assert await follower.outcome() == ("eco", "applied")
+        print(f"{way}: {time.monotonic() - started:.3f} s")
         assert await follower.multiplier() == "0.6"
-        assert took_s < 1
         truncate_and_write(file, text("0.65"))
         assert await follower.outcome() == ("eco", "applied")
 
@@ -95,10 +95,9 @@ async def test_nobody_tells_of_the_edit(
     async with Follower(file, database_url).running() as follower:
         await follower.outcome()
         assert "watch limit reached" in await told.first("WARNING")
-        started = time.monotonic()
-        rename_over(file, text("0.6"))
-        assert await follower.outcome() == ("eco", "applied")
-        assert time.monotonic() - started < 1
+        async with within(1):
+            rename_over(file, text("0.6"))
+            assert await follower.outcome() == ("eco", "applied")
 
 
 BAD = [
@@ -261,25 +260,23 @@ async def test_every_worker_obeys_both_editors(file: Path, database_url: str) ->
             stack.push_async_callback(worker.stop)
             await worker.ready()
 
-        async def obeyed_s(multiplier: str) -> float:
-            started = time.monotonic()
+        async def obeyed(multiplier: str) -> None:
             while [(await worker.accounts.levels())["eco"].multiplier for worker in workers] != [
                 Decimal(multiplier)
             ] * 2:
-                assert time.monotonic() - started < PATIENCE_S
                 await asyncio.sleep(0)
-            return time.monotonic() - started
 
-        assert await obeyed_s("0.8") < 1
-        took_s = {}
+        async with within(1):
+            await asyncio.wait_for(obeyed("0.8"), PATIENCE_S)
         for editor, multiplier in (("file", "0.6"), ("row", "0.9"), ("file", "0.7"), ("row", "0.5")):
-            if editor == "file":
-                rename_over(file, text(multiplier))
-            else:
-                await workers[0].database.execute(f"UPDATE power_level_configs SET cost_multiplier = {multiplier}")
-            took_s[editor] = await obeyed_s(multiplier)
-        print(" ".join(f"{editor}: {seconds:.3f} s" for editor, seconds in took_s.items()))
-        assert max(took_s.values()) < 1
+            started = time.monotonic()
+            async with within(1):
+                if editor == "file":
+                    rename_over(file, text(multiplier))
+                else:
+                    await workers[0].database.execute(f"UPDATE power_level_configs SET cost_multiplier = {multiplier}")
+                await asyncio.wait_for(obeyed(multiplier), PATIENCE_S)
+            print(f"{editor}: {time.monotonic() - started:.3f} s")
 
 
 async def test_the_shipped_example_is_eco(tmp_path: Path, database_url: str) -> None:

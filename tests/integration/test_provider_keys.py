@@ -224,6 +224,7 @@ async def test_times(keys: ProviderKeys, db: Database) -> None:
     assert (cleared["expires_at"], cleared["is_expired"], cleared["is_rotation_due"]) == (None, False, False)
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_the_monthly_cap(keys: ProviderKeys, db: Database) -> None:
     """A key whose calls cost its cap this month serves none until the next month."""
     now = datetime.now(timezone.utc)

@@ -93,6 +93,7 @@ async def test_debt_blocks_holds(ledger: Ledger) -> None:
     assert await ledger.audit() == []
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_monthly_cap(ledger: Ledger) -> None:
     """What is spent this month, held and asked for stays within the cap; the room left is told."""
     await ledger.add("ann", "100")
@@ -107,6 +108,7 @@ async def test_monthly_cap(ledger: Ledger) -> None:
     assert (await ledger.hold("ann", "0"))["success"]
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_month_rolls(ledger: Ledger) -> None:
     """The first hold of a month finds the whole cap free, and writes the new month down."""
     await ledger.add("ann", "100")
@@ -121,6 +123,7 @@ async def test_month_rolls(ledger: Ledger) -> None:
     assert (account["last_reset"].day, account["last_reset"].hour) == (1, 0)
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_month_rolls_in_settlements(ledger: Ledger) -> None:
     """A charge counts in the month it is settled in."""
     await ledger.add("ann", "100")

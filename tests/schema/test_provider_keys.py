@@ -52,6 +52,7 @@ async def one(ledger: Ledger) -> asyncpg.Record:
     return row
 
 
+@pytest.mark.usefixtures("one_day")
 async def test_what_a_key_cost_this_month(ledger: Ledger) -> None:
     """Settled calls add what they cost at the provider; the first one of a new month begins anew; failures add none."""
     await ledger.add("ann", "10")

@@ -39,9 +39,13 @@ def test_commands_in_documents_exist(command: str) -> None:
 def test_load_and_provider_are_fast(streamed: bool) -> None:
     """Load generator and provider are some times faster than any proxy, whose hundred calls a second they measure."""
     with ProviderProcess() as provider:
+        before_s = processes.cpu_s([provider.pid])
         slice_ = load.run(provider.url, ["sk-none"], streamed=streamed, connections=4, seconds=0.3)
+        # In the time that both had a processor: others may want it, too.
+        busy_s = max(slice_.cpu_s, processes.cpu_s([provider.pid]) - before_s)
         assert processes.memory_mb(provider.pid) > 1
-    assert slice_.per_second > 300
+    assert len(slice_.milliseconds) > 300 * busy_s
+    assert slice_.milliseconds
     assert 0 < slice_.quantile(0.5) <= slice_.quantile(0.99)
 
 

@@ -95,7 +95,7 @@ async def test_it_collects_and_gives_back() -> None:
     await asyncio.sleep(0)
     Cycle()
     ballast: list[list[int]] = [[] for _ in range(15_000)]
-    await asyncio.wait_for(gone.wait(), 10)
+    await asyncio.wait_for(gone.wait(), 60)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert len(ballast) == 15_000

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import respx
 
+from tests.pace import within
 from uc_litellm_plugin import endpoints, key_probe
 from uc_litellm_plugin.errors import BadRequest
 from uc_litellm_plugin.key_probe import Outcome, Result
@@ -92,10 +93,10 @@ async def test_a_provider_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         writer.close()
 
     server = await asyncio.start_server(hang, "127.0.0.1", 0)
-    outcome = await key_probe.probe(*local(server))
+    async with within(2):
+        outcome = await key_probe.probe(*local(server))
     assert (outcome.result, outcome.status) == ("unreachable", None)
-    assert outcome.latency_ms < 2_000
-    await asyncio.wait_for(left.wait(), 5)
+    await asyncio.wait_for(left.wait(), 60)
     server.close()
 
 

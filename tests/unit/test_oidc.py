@@ -351,7 +351,7 @@ async def test_memory_is_bounded(issuer: Issuer, monkeypatch: pytest.MonkeyPatch
     assert [checking.remembered(token) is not None for token in made] == [False, False, True, True, True]
 
 
-async def until(is_so: Callable[[], bool], seconds: float = 5) -> None:
+async def until(is_so: Callable[[], bool], seconds: float = 60) -> None:
     """Lets others run until it is so."""
     deadline = time.monotonic() + seconds
     while not is_so():

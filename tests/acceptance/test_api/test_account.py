@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 import uuid
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -15,6 +14,7 @@ import pytest
 from tests.acceptance.asking import Visitor, ask, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.test_api.client import Client
+from tests.pace import Seconds
 from tests.proxy import Json, Proxy
 from tests.upstream import Upstream
 
@@ -29,6 +29,7 @@ def called(proxy: Proxy, bank: Bank, account: Account, times: int = 1) -> list[J
     return bank.settled(account, before + times)[before:]
 
 
+@pytest.mark.usefixtures("one_day")
 def test_balance(proxy: Proxy, bank: Bank, account: Account, user: Client, service: Client, admin: Client) -> None:
     """The balance is the ledger's, by the user's key, a service's and an admin's alike."""
     called(proxy, bank, account)
@@ -190,6 +191,7 @@ SELECT $1, (ARRAY['openai', 'groq'])[1 + n % 2], 'model-' || n % 3, 'eco', n, 2 
 FROM generate_series(1, 40) AS n"""
 
 
+@pytest.mark.usefixtures("one_day")
 @pytest.mark.parametrize("group_by", ["provider", "model", "power_level", "app", "day"])
 def test_analytics(bank: Bank, user: Client, account: Account, group_by: str) -> None:
     """Sums are those of the log, whether they come from it or from the summary, and only of the account."""
@@ -220,6 +222,7 @@ def _check_report(report: Json, rows: list[Json]) -> None:
     assert Decimal(report["totals"]["cost_credits"]) == sum(row["cost_credits"] for row in rows)
 
 
+@pytest.mark.usefixtures("one_day")
 def test_analytics_as_csv(bank: Bank, user: Client, account: Account) -> None:
     """CSV has the same sums, asked for by a parameter or by Accept, and no cell that a spreadsheet would run."""
     bank.rows(_OLD, account.user_id)
@@ -240,9 +243,11 @@ def test_power_level(proxy: Proxy, bank: Bank, account: Account, user: Client) -
     """The level a user chooses is the one that the next call runs at."""
     assert user.get("/power-level") == {"power_level": "balanced", "downgrade": False}
     assert user.put("/power-level", {"power_level": "eco", "downgrade": True}) == user.get("/power-level")
-    deadline = time.monotonic() + WITHIN_SECONDS
+    # Whoever asks later than that is answered at the new level.
+    in_time, is_late = Seconds(WITHIN_SECONDS), False
     while ask(proxy, account, "chat").headers["x-uc-power-level"] != "eco":
-        assert time.monotonic() < deadline
+        assert not is_late
+        is_late = in_time.are_over
     assert user.put("/power-level", {"power_level": "balanced"}) == {"power_level": "balanced", "downgrade": True}
 
 
@@ -257,11 +262,11 @@ def test_power_levels_that_cannot_be_chosen(proxy: Proxy, bank: Bank, user: Clie
 def works(proxy: Proxy, api_key: str) -> bool:
     """Whether a key is accepted."""
     headers = {"authorization": f"Bearer {api_key}"}
-    return httpx.get(f"{proxy.url}/v1/models", headers=headers, trust_env=False, timeout=30).status_code == 200
+    return httpx.get(f"{proxy.url}/v1/models", headers=headers, trust_env=False, timeout=60).status_code == 200
 
 
 def test_api_keys(proxy: Proxy, user: Client, other: Client) -> None:
-    """A key is shown once, works, is listed by its hint, and is refused within a second of being revoked."""
+    """A key is shown once, works, is listed by its hint, and is refused a second after it was revoked."""
     made = user.post("/api-keys", {"name": "my app"})
     assert works(proxy, made["api_key"])
     (listed,) = [key for key in user.get("/api-keys")["data"] if key["id"] == made["id"]]
@@ -270,10 +275,11 @@ def test_api_keys(proxy: Proxy, user: Client, other: Client) -> None:
     assert made["api_key"] not in user.ask("GET", "/api-keys").text
     assert other.refused("DELETE", f"/api-keys/{made['id']}") == (404, "unknown_key")
     assert works(proxy, made["api_key"])
-    revoked = time.monotonic()
+    in_time, is_late = Seconds(WITHIN_SECONDS), False
     assert user.delete(f"/api-keys/{made['id']}") == {"id": made["id"], "deleted": True, "was_active": True}
     while works(proxy, made["api_key"]):
-        assert time.monotonic() - revoked < WITHIN_SECONDS
+        assert not is_late
+        is_late = in_time.are_over
     assert user.delete(f"/api-keys/{made['id']}")["was_active"] is False
 
 
@@ -298,6 +304,7 @@ def test_api_keys_are_bounded(bank: Bank, account: Account, user: Client) -> Non
     assert user.refused("POST", "/api-keys", json={}) == (409, "too_many_keys")
 
 
+@pytest.mark.usefixtures("one_day")
 def test_openrouter_shapes(proxy: Proxy, bank: Bank, account: Account, user: Client, other: Client) -> None:
     """Clients of OpenRouter find their numbers where they look for them."""
     bank.rows(_OLD, account.user_id)
@@ -316,6 +323,7 @@ def test_openrouter_shapes(proxy: Proxy, bank: Bank, account: Account, user: Cli
     assert other.refused("GET", f"/generation?id={row['request_id']}") == (404, "not_found")
 
 
+@pytest.mark.usefixtures("one_day")
 def test_openrouter_sums(bank: Bank, account: Account, user: Client) -> None:
     """Activity and periods are the sums of the log, though days before yesterday come from the summary."""
     bank.rows(_OLD, account.user_id)
@@ -351,6 +359,7 @@ def _check_periods(key: Json, rows: list[Json], today: date) -> None:
         assert key[f"byok_usage_{name}"] == pytest.approx(float(own))
 
 
+@pytest.mark.usefixtures("one_day")
 def test_limit_of_a_key(proxy: Proxy, bank: Bank, account: Account, user: Client) -> None:
     """OpenRouter's limit is the monthly cap."""
     bank.rows("UPDATE user_credits SET monthly_cap = 30 WHERE user_id = $1", account.user_id)

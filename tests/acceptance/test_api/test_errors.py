@@ -193,7 +193,7 @@ def test_nobody(proxy: Proxy, headers: dict[str, str]) -> None:
 def test_a_byte_that_no_header_has(proxy: Proxy) -> None:
     """A control character in a header (RFC 9110, 5.5) is no HTTP: 400, before any route."""
     headers = {"x-api-key": "\x7f"}
-    answer = httpx.get(f"{proxy.url}/api/v1/credits/balance", headers=headers, trust_env=False, timeout=30)
+    answer = httpx.get(f"{proxy.url}/api/v1/credits/balance", headers=headers, trust_env=False, timeout=60)
     assert answer.status_code == 400
 
 
@@ -218,9 +218,9 @@ def test_unknown_routes(user: Client, admin: Client, method: str, path: str) -> 
 def test_litellms_own_errors(proxy: Proxy) -> None:
     """LiteLLM's own routes go on answering as they did."""
     master = {"authorization": f"Bearer {proxy.master_key}"}
-    own = httpx.get(f"{proxy.url}/get/nothing", headers=master, trust_env=False, timeout=30)
+    own = httpx.get(f"{proxy.url}/get/nothing", headers=master, trust_env=False, timeout=60)
     assert own.json() == {"detail": "Not Found"}
-    bad = httpx.post(f"{proxy.url}/utils/token_counter", headers=master, json={}, trust_env=False, timeout=30)
+    bad = httpx.post(f"{proxy.url}/utils/token_counter", headers=master, json={}, trust_env=False, timeout=60)
     assert bad.status_code == 422
     assert "detail" in bad.json()
     assert not ENVELOPE & set(bad.json())
