@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -54,6 +54,12 @@ def says_something(usage: Any) -> bool:
     return 0 < sum(_number(usage, name) for name in _COUNTS) <= _MOST_TOKENS
 
 
+def is_half(usage: Usage, text: Callable[[], str]) -> bool:
+    """Whether a usage leaves out its input, or the output of an answer that has any text."""
+    counts = tokens(usage)
+    return not counts["prompt_tokens"] or (not counts["completion_tokens"] and bool(text()))
+
+
 def stored_id(answer: Any) -> str | None:
     """The provider's own id of an answer, which LiteLLM wraps together with the deployment's
     (litellm/responses/utils.py, `_build_responses_api_response_id`). None where no row could take it."""
@@ -78,12 +84,6 @@ def served_tier(answer: Any) -> str | None:
     fields = (hidden.get("provider_specific_fields") if isinstance(hidden, dict) else None) or {}
     traffic = fields.get("traffic_type")
     return _TIERS_OF_TRAFFIC.get(traffic.upper(), "default") if isinstance(traffic, str) else None
-
-
-def is_cached(response: Any) -> bool:
-    """Whether LiteLLM answered from its response cache."""
-    hidden = getattr(response, "_hidden_params", None)
-    return isinstance(hidden, dict) and hidden.get("cache_hit") is True
 
 
 def requests_left(response: Any) -> int | None:
@@ -125,7 +125,7 @@ def write_cost(answer: Any, charged: Decimal) -> None:
     usage = get(answer, "usage")
     if isinstance(usage, dict):
         usage["cost"] = float(charged)
-    elif usage is not None:
+    elif hasattr(usage, "model_dump"):
         usage.cost = float(charged)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from .demand import Demand
 from .plan import Candidate, Plan
@@ -115,6 +115,16 @@ class Attempt:
     verdict: Literal["succeeded", "failed", "abandoned"] | None = None
 
 
+class Delivery(Protocol):
+    """A stream on its way to the client, which may end before its end."""
+
+    async def cut_off(self, status: int, error: str) -> None:
+        """Somebody on the way breaks it off, with this status and kind of error."""
+
+    async def left(self) -> None:
+        """Nobody takes it any more."""
+
+
 @dataclass(eq=False)
 class Call:
     """A held call; the only mutable state of a request, shared by all its hooks through a ContextVar."""
@@ -138,7 +148,10 @@ class Call:
     first_token: float | None = None
     response_id: str | None = None
     ending: asyncio.Future[Outcome] | None = None
-    listening: bool = False
+    delivery: Delivery | None = None
+    # Settles a plain answer that only the log has seen, once the request is over.
+    unseen: Callable[[], Coroutine[Any, Any, Outcome]] | None = None
+    over: bool = False
     cached: bool = False
     tried: set[str] = field(default_factory=set)
     failure: Exception | None = None

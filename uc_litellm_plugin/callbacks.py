@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn
 
 from fastapi import HTTPException, Request
@@ -14,6 +15,7 @@ from litellm.proxy._types import UserAPIKeyAuth
 
 from . import (
     answers,
+    departures,
     identity,
     inbound,
     injection,
@@ -22,7 +24,7 @@ from . import (
     settings,
     stored_responses,
     streams,
-)  # fmt: skip
+)
 from .call import CURRENT, Answer, Call, Caller
 from .errors import BadRequest, DatabaseError, NotFound, Refusal, Unexpected, kind_of, status_of
 from .failover import Reopened
@@ -127,7 +129,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         call = CURRENT.get()
         if (fetching := _FETCHING.get()) is not None:
             await self._check_fetched(fetching, response)
-        elif call is not None and not call.listening:
+        elif call is not None and call.delivery is None:
             self._attempts.succeeded(call, response)
             outcome = await self._settle_plain(call, response, cached=inbound.is_cached(data))
             answers.write_cost(response, outcome.charged)
@@ -142,7 +144,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             async for chunk in response:
                 yield chunk
             return
-        call.listening, call.cached = True, inbound.is_cached(request_data)
+        call.cached = inbound.is_cached(request_data)
         if call.endpoint is routes.COMPLETIONS:
             response = Reopened(response, lambda error: self._reopen(call, request_data, error))
         drain_s = self.worker.settings.holds.abort_drain_s
@@ -169,7 +171,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         user_api_key_dict: UserAPIKeyAuth,
         traceback_str: str | None = None,
     ) -> HTTPException | None:
-        """Release the hold of a call that failed; charge its input when the client left while it was answered."""
+        """Release the hold of a call that failed, or charge what was delivered before and what the client left."""
         call = CURRENT.get()
         if call is not None:
             injection.disclose(call, original_exception)
@@ -177,8 +179,10 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             return None
         self._attempts.ended(call)
         status = status_of(original_exception)
-        if status == streams.CLIENT_LEFT:
-            await streams.left(call, self._settlement, self._tokenizer)
+        if status == departures.CLIENT_LEFT:
+            await departures.left(call, self._settlement, self._tokenizer)
+        elif call.delivery is not None:
+            await call.delivery.cut_off(status, kind_of(original_exception))
         else:
             await self._settlement.release(call, status, kind_of(original_exception))
         return None
@@ -186,10 +190,13 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
     ) -> None:
-        """The backstop: settle a plain answer that no awaited hook has seen."""
+        """The backstop: settle a plain answer that no awaited hook has seen, unless its request fails after all."""
         call = CURRENT.get()
-        if call is not None and call.ending is None and not call.streamed:
-            await self._settle_plain(call, response_obj, cached=kwargs.get("cache_hit") is True)
+        if call is None or call.ending is not None or call.streamed:
+            return
+        call.unseen = partial(self._settle_plain, call, response_obj, cached=kwargs.get("cache_hit") is True)
+        if call.over:
+            await call.unseen()
 
     async def async_post_call_response_headers_hook(
         self,
@@ -200,9 +207,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     ) -> dict[str, str] | None:
         """Our headers; what was charged is known on plain answers only."""
         call = CURRENT.get()
-        if call is None:
-            return None
-        return inbound.late(call.headers)
+        return None if call is None else inbound.late(call.headers)
 
     async def _reopen(self, call: Call, data: dict[str, Any], error: Exception) -> Any:
         """The stream of the plan's next candidate; the fault where there is none."""
@@ -223,7 +228,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         call = await self.reception.admission.admit(endpoint, sent, caller, str(data.get("model")))
         self.worker.calls.add(call)
         CURRENT.set(call)
-        streams.watch(call, self._settlement, self._tokenizer)
+        departures.watch(call, self._settlement, self._tokenizer)
         return inbound.prepared(
             call, data, self.worker.settings.requests.extra_fields, ours=identity.IDENTIFIED.get() is not None
         )
@@ -270,11 +275,12 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         call.response_id = answers.stored_id(response)
         usage = answers.usage_of(response)
         tier = answers.served_tier(response)
-        if cached or answers.is_cached(response):
+        if cached:
             return await self._settlement.charge(call, Answer(usage or {}, "cache"))
-        if usage is None:
-            wrote = count(answers.text_of(response), self._tokenizer)
-            usage = answers.estimated(call.endpoint.dialect, call.estimated_input(self._tokenizer), wrote)
+        if usage is None or answers.is_half(usage, lambda: answers.text_of(response) if call.demand.writes else ""):
+            wrote = count(answers.text_of(response), self._tokenizer) if call.demand.writes else 0
+            read = call.estimated_input(self._tokenizer)
+            usage = answers.estimated(call.endpoint.dialect, read, wrote, usage)
             return await self._settlement.charge(call, Answer(usage, "estimate", service_tier=tier))
         return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
 

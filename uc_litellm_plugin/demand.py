@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import BadRequest
 from .media import Stock
-from .requests import Body, answers, named_cap
+from .requests import LARGEST_CAP, Body, answers, named_cap
 from .routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Endpoint
 
 _PROMPT_FIELDS: Mapping[Endpoint, tuple[str, ...]] = {
@@ -20,6 +20,8 @@ _PROMPT_FIELDS: Mapping[Endpoint, tuple[str, ...]] = {
     MESSAGES: ("messages", "system", "tools", "output_config", "output_format"),
 }
 
+# What LiteLLM makes of an effort for Claude (litellm/constants.py, `DEFAULT_REASONING_EFFORT_…_THINKING_BUDGET`).
+_BUDGETS = {"minimal": 1_024, "low": 1_024, "medium": 2_048, "high": 4_096, "xhigh": 8_192, "max": 16_384}
 _MEDIA_FIELDS = {"messages", "input", "system", "instructions"}
 
 # Input that lives at the provider or behind a reference, so that its size cannot be seen from here.
@@ -64,6 +66,8 @@ class Demand:
         May write the provider's prompt cache; may answer in audio; the `service_tier` asked for.
     reasoning_asked
         The request turns reasoning on.
+    thinking
+        The tokens that a model may think before it answers, where the request says so.
     """
 
     text: str
@@ -81,6 +85,7 @@ class Demand:
     speaks: bool = False
     tier: str | None = None
     reasoning_asked: bool = False
+    thinking: int = 0
 
 
 def measure(endpoint: Endpoint, body: Body) -> Demand:
@@ -125,7 +130,18 @@ def _measure(endpoint: Endpoint, body: Body) -> Demand:
         speaks="audio" in (body.get("modalities") or ()),
         tier=body.get("service_tier"),
         reasoning_asked=any(body.get(name) for name in ("thinking", "reasoning", "reasoning_effort")),
+        thinking=_thinking(body),
     )
+
+
+def _thinking(body: Body) -> int:
+    """The tokens that a request lets a model think, by itself or by its effort; 0 where it says nothing of it."""
+    thinking, reasoning = body.get("thinking"), body.get("reasoning")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    if type(budget) is int and budget > 0:
+        return min(budget, LARGEST_CAP)
+    effort = body.get("reasoning_effort") or (reasoning.get("effort") if isinstance(reasoning, dict) else None)
+    return _BUDGETS.get(effort, 0) if isinstance(effort, str) else 0
 
 
 def _token_ids(endpoint: Endpoint, given: dict[str, Any]) -> int:

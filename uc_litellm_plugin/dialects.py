@@ -166,7 +166,8 @@ class MessagesStream(Stream):
             self._merge(message.get("usage"))
         elif kind == "message_delta":
             self._merge(data.get("usage"))
-            self._usage_is_last = True
+            # Without the output in it, what `message_start` said of that stands for the one token it begins with.
+            self._usage_is_last = "output_tokens" in (data.get("usage") or {})
         elif kind == "message_stop":
             self._stopped = True
             self.complete = self.counted

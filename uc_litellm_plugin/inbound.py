@@ -9,7 +9,7 @@ import litellm
 from fastapi import Request
 from litellm.proxy.common_utils.http_parsing_utils import _read_request_body
 
-from . import routes
+from . import routes, shapes
 from .call import Call
 from .errors import BadRequest
 from .plan import Candidate, Plan
@@ -47,6 +47,7 @@ async def read(request: Request, path: str) -> Inbound:
     body = await _read_request_body(request=request) if billed else {}
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object.")
+    shapes.check_early(body)
     if billed and "model" in request.query_params:
         # LiteLLM would take it over the body's, which is what was checked.
         raise BadRequest("The model belongs into the body, not into the query.", code="invalid_model", param="model")
@@ -110,6 +111,9 @@ def prepared(call: Call, data: dict[str, Any], extra_fields: frozenset[str], *, 
             logging_obj.stream_options = data["stream_options"]
     if litellm.cache is not None:
         data["cache"] = {**(data.get("cache") or {}), "namespace": call.caller.user_id}
+        if call.endpoint is routes.EMBEDDINGS and isinstance(data.get("input"), list) and len(data["input"]) > 1:
+            # LiteLLM would ask the provider for the inputs that it lacks, and call the whole a hit.
+            data["cache"]["no-cache"] = True
     return data
 
 
@@ -185,6 +189,10 @@ def is_health_check(kwargs: Mapping[str, Any]) -> bool:
 
 
 def is_cached(data: Mapping[str, Any]) -> bool:
-    """Whether LiteLLM answers from its response cache, which some answers do not show themselves."""
-    details = getattr(data.get("litellm_logging_obj"), "model_call_details", None)
+    """Whether LiteLLM answers from its response cache, which answers do not show themselves on all endpoints.
+
+    It knows when it has looked (litellm/caching/caching_handler.py, `_async_get_cache`); `model_call_details`, and what
+    answers say, come later, by a task.
+    """
+    details = getattr(data.get("litellm_logging_obj"), "caching_details", None)
     return isinstance(details, dict) and details.get("cache_hit") is True

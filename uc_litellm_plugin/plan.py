@@ -213,8 +213,11 @@ def make(
         return Plan(terms, bounds, demand.answers, 0, 0)
     if demand.cap is not None:
         return Plan(terms, bounds, demand.answers, demand.cap, demand.cap, least_output)
-    wanted = max(min(default_cap, *(_room(bound) for bound in bounds)), min_cap)
-    return Plan(terms, bounds, demand.answers, wanted, min(wanted, min_cap), least_output)
+    # Anthropic refuses a limit that is not above the budget for thinking; nobody else's output is short of it.
+    budget = demand.thinking if any("claude" in candidate.model.lower() for candidate in candidates) else 0
+    least = min_cap + budget
+    wanted = max(min(default_cap + budget, *(_room(bound) for bound in bounds)), least)
+    return Plan(terms, bounds, demand.answers, wanted, least, least_output)
 
 
 def _room(bound: Bound) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from . import shapes
 from .errors import BadRequest
 from .routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Endpoint
 
@@ -88,7 +88,6 @@ CONTROLS = frozenset(
 
 LARGEST_CAP = 10_000_000
 _MOST_ANSWERS = 128
-_MOST_PROMPTS = 2048
 
 
 def fields(endpoint: Endpoint) -> frozenset[str]:
@@ -120,7 +119,7 @@ def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> 
         whole_number(body, field, LARGEST_CAP)
     for field in ("n", "best_of"):
         whole_number(body, field, _MOST_ANSWERS)
-    _check_shape(endpoint, body)
+    shapes.check(endpoint, body)
     if endpoint is RESPONSES:
         _check_caching(body)
 
@@ -170,63 +169,6 @@ def check_model(model: Any) -> None:
         )
 
 
-_SHAPES: Mapping[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
-    "stream": (bool, "true or false"),
-    "stream_options": (dict, "an object"),
-    "messages": (list, "an array of messages"),
-    "tools": (list, "an array"),
-    "functions": (list, "an array"),
-    "modalities": (list, "an array"),
-    "metadata": (dict, "an object"),
-    "service_tier": (str, "a string"),
-    "max_tool_calls": (int, "a whole number"),
-    "input": ((str, list), "a string or an array"),
-    "prompt": ((str, list, dict), "a string or an array"),
-    "instructions": (str, "a string"),
-}
-_PROMPT_FIELDS = {
-    CHAT: "messages",
-    MESSAGES: "messages",
-    COMPLETIONS: "prompt",
-    EMBEDDINGS: "input",
-    RESPONSES: "input",
-}
-
-
-def _check_shape(endpoint: Endpoint, body: Body) -> None:
-    for field, (kind, wanted) in _SHAPES.items():
-        if (value := body.get(field)) is not None and not isinstance(value, kind):
-            raise _wrong(field, wanted)
-    for field, value in body.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _wrong(field, "a finite number")
-    if body.get("background"):
-        raise BadRequest(
-            "'background' answers cannot be charged when they are done; leave it out or set it to false.",
-            code="unsupported_value",
-            param="background",
-        )
-    _check_prompt(endpoint, body)
-
-
-def _check_prompt(endpoint: Endpoint, body: Body) -> None:
-    field = _PROMPT_FIELDS[endpoint]
-    prompt = body.get(field)
-    if prompt in (None, "", []) and not (endpoint is RESPONSES and body.get("prompt")):
-        raise BadRequest(f"'{field}' is missing or empty.", code="missing_field", param=field)
-    if field == "prompt" and isinstance(prompt, dict):
-        raise _wrong(field, "a string or an array")
-    if prompts(endpoint, body) > _MOST_PROMPTS:
-        raise BadRequest(f"'{field}' holds more than {_MOST_PROMPTS} items.", code="invalid_value", param=field)
-    for message in prompt if field == "messages" and isinstance(prompt, list) else ():
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str | list | None):
-            raise _wrong("messages", "an array of objects whose content is a string, an array or null")
-
-
-def _wrong(field: str, wanted: str) -> BadRequest:
-    return BadRequest(f"'{field}' must be {wanted}.", code="invalid_value", param=field)
-
-
 def idempotency_key(inbound: Inbound) -> str | None:
     """The client's `Idempotency-Key`, None without one.
 
@@ -271,19 +213,9 @@ def named_cap(body: Body) -> int | None:
     return min(named) if named else None
 
 
-def prompts(endpoint: Endpoint, body: Body) -> int:
-    """How many prompts one completions request carries; a list of token numbers is one."""
-    if endpoint is not COMPLETIONS:
-        return 1
-    prompt = body.get("prompt")
-    if not isinstance(prompt, list) or all(isinstance(item, int) for item in prompt):
-        return 1
-    return len(prompt)
-
-
 def answers(endpoint: Endpoint, body: Body) -> int:
     """How many answers the provider may generate: the larger of `n` and `best_of`, for each prompt."""
-    return max(body.get("n") or 1, body.get("best_of") or 1) * prompts(endpoint, body)
+    return max(body.get("n") or 1, body.get("best_of") or 1) * shapes.prompts(endpoint, body)
 
 
 def clean(value: Any, longest: int) -> str | None:

@@ -11,18 +11,14 @@ import anyio
 
 from . import answers, dialects, routes
 from .call import Answer, Call
+from .departures import CLIENT_LEFT
 from .errors import status_of
 from .settlement import Settlement
 from .tokens import Tokenizer, count
 
 logger = logging.getLogger(__name__)
 
-CLIENT_LEFT = 499
-
 _END = object()
-
-# The loop alone would let go of them.
-_ENDING: set[asyncio.Future[None]] = set()
 
 
 async def settled(
@@ -46,52 +42,32 @@ async def settled(
     on_first
         Called once, at the first output.
     """
-    relay = _Relay(call, response, settlement, tokenizer, on_first)
+    relay = _Relay(call, response, settlement, tokenizer, drain_s, on_first)
+    call.delivery = relay
     try:
         async for event in relay.events():
             yield event
     except (asyncio.CancelledError, GeneratorExit):
         # The client has left: the awaits below must not be cancelled again (anyio cancels at every await).
         with anyio.CancelScope(shield=True):
-            await relay.left(drain_s)
+            await relay.left()
         raise
     except Exception as error:
         await relay.broken(status_of(error, unknown=502), type(error).__name__)
         raise
 
 
-def watch(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
-    """End a call when the request that makes it is cancelled before anything of its answer passed by.
-
-    No hook hears of that: LiteLLM cancels a stream whose client leaves while its keepalives
-    (`sse_keepalive_ping_interval_seconds`) are all that came, uvicorn what does not end in time when it stops.
-    """
-
-    def ended(request: asyncio.Task[Any]) -> None:
-        if request.cancelled() and call.ending is None and not call.listening:
-            ending = asyncio.ensure_future(left(call, settlement, tokenizer))
-            _ENDING.add(ending)
-            ending.add_done_callback(_ENDING.discard)
-
-    if (request := asyncio.current_task()) is not None:
-        request.add_done_callback(ended)
-
-
-async def left(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
-    """The client has gone before the answer began: once a provider has the request its input is charged."""
-    if not call.under_way:
-        await settlement.release(call, CLIENT_LEFT, "client_disconnected")
-        return
-    usage = answers.estimated(call.endpoint.dialect, call.estimated_input(tokenizer), 0)
-    message = "the client left before the answer"
-    await settlement.charge(call, Answer(usage, "estimate", CLIENT_LEFT, "client_disconnected", message))
-
-
 class _Relay:
     """One stream between the provider and the client."""
 
     def __init__(
-        self, call: Call, response: Any, settlement: Settlement, tokenizer: Tokenizer, on_first: Callable[[], None]
+        self,
+        call: Call,
+        response: Any,
+        settlement: Settlement,
+        tokenizer: Tokenizer,
+        drain_s: float,
+        on_first: Callable[[], None],
     ) -> None:
         self._call = call
         self._response = response
@@ -99,7 +75,9 @@ class _Relay:
         self._stream = dialects.stream_of(call.endpoint.dialect)
         self._settlement = settlement
         self._tokenizer = tokenizer
+        self._drain_s = drain_s
         self._on_first = on_first
+        self._has_left = False
         self._reading: asyncio.Future[Any] | None = None
 
     async def events(self) -> AsyncIterator[Any]:
@@ -115,10 +93,13 @@ class _Relay:
         for event in self._stream.leftover():
             yield event
 
-    async def left(self, drain_s: float) -> None:
+    async def left(self) -> None:
         """The client is gone: charge what it got, and for what reasons unseen what the provider says."""
-        if not self._stream.counted and self._call.reasons_unseen:
-            await self._read_on(drain_s)
+        if self._has_left:
+            return
+        self._has_left = True
+        if self._call.ending is None and not self._stream.counted and self._call.reasons_unseen:
+            await self._read_on()
         if self._call.under_way or (self._call.ending is None and self._stream.text):
             await self._charge_part(CLIENT_LEFT, "client_disconnected")
         elif self._call.ending is None:
@@ -127,17 +108,21 @@ class _Relay:
 
     async def broken(self, status: int, error: str) -> None:
         """The provider broke off: what was delivered is charged, nothing for nothing."""
+        await self.cut_off(status, "provider_stream_broken" if self._stream.text else f"{error} ({status})")
+
+    async def cut_off(self, status: int, error: str) -> None:
+        """Somebody around the stream broke it off, a guardrail of the operator's: the same."""
         if self._stream.text:
-            await self._charge_part(status, "provider_stream_broken")
+            await self._charge_part(status, error)
         else:
-            await self._settlement.release(self._call, status, f"{error} ({status})")
+            await self._settlement.release(self._call, status, error)
 
     async def _next(self) -> Any:
         """The next chunk. A stream that reasons unseen is read in a task, which the client's leaving leaves alone."""
         try:
             if not self._call.reasons_unseen:
                 return await self._source.__anext__()
-            self._reading = self._reading or asyncio.ensure_future(self._source.__anext__())
+            self._reading = self._reading or _looked_at(asyncio.ensure_future(self._source.__anext__()))
             chunk = await asyncio.shield(self._reading)
             self._reading = None
             return chunk
@@ -149,13 +134,13 @@ class _Relay:
             self._call.saw_output()
             self._on_first()
         charged = None
-        if self._stream.complete:
+        if self._stream.complete and not self._is_empty():
             charged = (await self._charge(self._answer())).charged
         return self._stream.priced(event, charged, self._call.wants_usage)
 
     async def _finish(self) -> None:
         """The stream has ended; where no complete usage came, what was delivered is counted."""
-        if self._stream.broke_off() and self._call.ending is None:
+        if self._call.ending is None and not self._call.cached and (self._stream.broke_off() or self._is_empty()):
             await self.broken(502, "provider_stream_broken")
             return
         if self._call.endpoint.dialect == "openai" and not self._stream.complete:
@@ -181,7 +166,9 @@ class _Relay:
         usage = self._stream.usage
         if self._call.cached or getattr(self._response, "custom_llm_provider", None) == "cached_response":
             return Answer(usage or {}, "cache")
-        if usage is None or not self._stream.counted or self._is_made_up():
+        if usage is None or not self._stream.counted or self._is_made_up() or self._is_early():
+            return self._estimate()
+        if answers.is_half(usage, lambda: self._stream.text):
             return self._estimate()
         return Answer(usage, _source(self._call, usage), service_tier=self._stream.service_tier)
 
@@ -205,19 +192,35 @@ class _Relay:
         LiteLLM ends every chat stream with a usage; the provider's is among the chunks it collected
         (litellm/litellm_core_utils/streaming_handler.py, `_finalize_completed_stream`).
         """
-        return bool(_collected(self._response)) and len(self._call.attempts) == 1 and self._reported() is None
+        return bool(_collected(self._response)) and len(self._call.attempts) == 1 and self._last_report()[0] is None
+
+    def _is_early(self) -> bool:
+        """Whether the provider said more after its last usage."""
+        reported, said_more = self._last_report()
+        return reported is not None and said_more
+
+    def _is_empty(self) -> bool:
+        """Whether nothing came from the provider: what ends such a stream is LiteLLM's own."""
+        return not self._stream.text and (self._stream.usage is None or self._is_made_up())
 
     def _reported(self) -> answers.Usage | None:
-        """The last usage among the provider's own chunks, for dialects that LiteLLM collects."""
-        if self._call.endpoint.dialect != "openai":
-            return None
-        found = [usage for chunk in _collected(self._response) if (usage := answers.usage_of(chunk)) is not None]
-        return found[-1] if found else None
+        """The provider's last usage, where it has the shape of this dialect."""
+        return self._last_report()[0] if self._call.endpoint.dialect == "openai" else None
 
-    async def _read_on(self, drain_s: float) -> None:
+    def _last_report(self) -> tuple[answers.Usage | None, bool]:
+        """The last usage among the provider's own chunks, as far as LiteLLM collects them, and whether any later one
+        says more."""
+        said_more = False
+        for chunk in reversed(_collected(self._response)):
+            if (usage := answers.usage_of(chunk)) is not None:
+                return usage, said_more
+            said_more = said_more or bool(answers.text_of(chunk))
+        return None, said_more
+
+    async def _read_on(self) -> None:
         """Read a stream for its usage, though nobody listens any more."""
         try:
-            await asyncio.wait_for(self._read_until_complete(), drain_s)
+            await asyncio.wait_for(self._read_until_complete(), self._drain_s)
         except Exception as error:
             # It is only for a better number: the estimate stands in for it.
             logger.info("no usage after the client left: %s", type(error).__name__)
@@ -229,6 +232,12 @@ class _Relay:
         while not self._stream.complete and (chunk := await self._next()) is not _END:
             for event in self._stream.split(chunk):
                 self._stream.read(event)
+
+
+def _looked_at(reading: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """The same; asyncio does not complain when nobody waits for it any more."""
+    reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return reading
 
 
 def _collected(response: Any) -> list[Any]:

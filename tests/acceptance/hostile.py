@@ -77,6 +77,7 @@ LIMITS = [
     refused("3000 prompts", "completions", {"prompt": ["a"] * 3000}),
 ]
 ODD_MESSAGES: list[Any] = [{}, [], None, "hello", 5, [5], ["hello"], [{"role": "user", "content": 5}]]
+STRANGE: list[Any] = [-1, [], "json"]
 SHAPES = [
     refused('stream "yes"', "chat", {"stream": "yes"}),
     refused("stream 1", "messages", {"stream": 1}),
@@ -84,6 +85,16 @@ SHAPES = [
     *(refused(f"messages {odd!r}, Anthropic's", "messages", {"messages": odd}) for odd in ODD_MESSAGES),
     refused("tools {}", "chat", {"tools": {}}),
     refused("tools [5]", "chat", {"tools": [5]}, "tool"),
+    *(refused(f"response_format {odd!r}", "chat", {"response_format": odd}) for odd in STRANGE),
+    *(refused(f"tool_choice {odd!r}", "chat", {"tool_choice": odd}) for odd in STRANGE[:2]),
+    *(
+        refused(f"part {part!r}", "chat", {"messages": [{"role": "user", "content": [part]}]})
+        for part in ({"type": None}, {}, 5, "hi")
+    ),
+    refused("thinking text", "messages", {"thinking": "enabled"}),
+    refused("reasoning text", "responses", {"reasoning": "high"}),
+    refused("text text", "responses", {"text": "json"}),
+    refused("an empty input", "embeddings", {"input": [[]]}),
     refused("metadata text", "chat", {"metadata": "x"}),
     refused("stream_options text", "chat", {"stream": True, "stream_options": "x"}, "stream_options"),
     refused("background", "responses", {"background": True}),

@@ -103,6 +103,23 @@ def test_a_cap_nobody_named(default: int, least: int, context: int | None, wante
     assert plan.smallest_cap == smallest
 
 
+@pytest.mark.parametrize(
+    ("model", "fields", "wanted", "smallest"),
+    [
+        ("claude-haiku-4-5", {"reasoning_effort": "high"}, 4096 + 4096, 256 + 4096),
+        ("claude-haiku-4-5", {"reasoning": {"effort": "low"}}, 4096 + 1024, 256 + 1024),
+        ("claude-haiku-4-5", {"thinking": {"type": "enabled", "budget_tokens": 8000}}, 4096 + 8000, 256 + 8000),
+        ("claude-haiku-4-5", {"thinking": {"type": "disabled"}}, 4096, 256),
+        ("claude-haiku-4-5", {"reasoning_effort": "high", "max_tokens": 5000}, 5000, 5000),
+        ("gpt-5", {"reasoning_effort": "high"}, 4096, 256),
+    ],
+)
+def test_a_cap_leaves_claude_room_to_think(model: str, fields: dict[str, Any], wanted: int, smallest: int) -> None:
+    """Anthropic refuses a limit that is not above the budget for thinking; the default is, and is not lowered to it."""
+    plan = planned(candidate(model=model), body={**HELLO, **fields})
+    assert (plan.wanted_cap, plan.smallest_cap) == (wanted, smallest)
+
+
 def test_no_output_no_cap() -> None:
     """Embeddings are held for their input alone."""
     plan = planned(body={"input": "hello"}, endpoint=EMBEDDINGS)

@@ -110,6 +110,10 @@ SHAPES: list[tuple[Endpoint, str, Any, str]] = [
     (COMPLETIONS, "prompt", "", "missing_field"), (COMPLETIONS, "prompt", ["a"] * 2049, "invalid_value"),
     (EMBEDDINGS, "input", [], "missing_field"), (RESPONSES, "input", None, "missing_field"),
     (RESPONSES, "background", True, "unsupported_value"), (RESPONSES, "max_tool_calls", "5", "invalid_value"),
+    (CHAT, "tools", -1, "invalid_value"), (CHAT, "response_format", "json", "invalid_value"),
+    (CHAT, "tool_choice", 5, "invalid_value"), (RESPONSES, "text", "json", "invalid_value"),
+    (CHAT, "messages", [{"role": "user", "content": [{"type": None}]}], "invalid_value"),
+    (EMBEDDINGS, "input", [[1], []], "invalid_value"),
 ]  # fmt: skip
 
 

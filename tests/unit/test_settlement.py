@@ -120,6 +120,15 @@ async def test_strange_usage_settles(till: Till, number: Any) -> None:
     json.dumps(record, allow_nan=False)
 
 
+async def test_a_usage_that_came_too_fast(till: Till) -> None:
+    """A rate beyond any model's fits its column, so that the row is written with the charge."""
+    call = held_call()
+    call.started -= 0.001
+    usage = {"prompt_tokens": 1, "completion_tokens": 10**9, "total_tokens": 10**9 + 1}
+    await Settlement(till.settle, costing("1")).charge(call, Answer(usage, "usage"))
+    assert till.records[0]["usage"]["tokens_per_second"] <= 999_999_999
+
+
 async def test_a_cached_answer_is_free(till: Till) -> None:
     """An answer from LiteLLM's cache charges nothing."""
     await Settlement(till.settle, costing("1")).charge(held_call(), Answer(USAGE, "cache"))
