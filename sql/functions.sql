@@ -355,6 +355,7 @@ BEGIN
         WHEN least(p_prompt_tokens, p_completion_tokens) < 0 THEN 'invalid_tokens'
         WHEN debit.id IS NOT NULL THEN CASE WHEN (debit.transaction_type, debit.amount) IS DISTINCT FROM ('debit', -p_amount)
             THEN 'idempotency_conflict' END
+        WHEN account.status <> 'active' THEN 'account_' || account.status
         WHEN p_amount > account.credits_available THEN 'insufficient_credits'
     END;
     IF error_message IS NULL AND debit.id IS NULL THEN

@@ -7,6 +7,7 @@ Exit codes: 0 ok; 1 refused, not found, or an audit found something; 2 wrong usa
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,13 @@ from .cli_levels import levels
 from .cli_provider_keys import provider_keys
 from .cli_vault import vault
 from .console import REFUSED, USAGE, error_code, exit_code, print_error
-from .errors import UcError
+from .errors import CommandRefused, UcError
 
 # Typer carries its own copy of click since 0.26, an installed one before; this is the class of either.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+# What Python makes of an argument's bytes that are not UTF-8 (PEP 383).
+_NO_TEXT = re.compile("[\udc80-\udcff]")
 
 app = typer.Typer(
     name="uc-litellm",
@@ -69,6 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str], *, as_json: bool) -> int:
     try:
+        _require_text(arguments)
         return app(arguments, prog_name="uc-litellm", standalone_mode=False) or 0
     except UcError as error:
         print_error(str(error), error_code(error), as_json)
@@ -78,6 +83,12 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
         return USAGE
     except typer.Abort:
         return REFUSED
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if _NO_TEXT.search(argument):
+            raise CommandRefused(f"{argument[:80]!a} is not text in UTF-8.", code="invalid_text")
 
 
 def _usage(error: Exception) -> str:

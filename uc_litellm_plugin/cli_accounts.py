@@ -155,4 +155,7 @@ def parse_time(text: str | None) -> datetime | None:
         raise CommandRefused(
             f"{text[:40]!r} is no time; write it as 2030-01-31 or 2030-01-31T12:00:00Z.", code="invalid_time"
         ) from None
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    try:
+        return time.astimezone(timezone.utc) if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    except OverflowError:
+        raise CommandRefused(f"{text[:40]!r} is before or after all times there are.", code="invalid_time") from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TextIO
 
 import httpx
 import typer
@@ -13,6 +15,7 @@ from .console import AsJson, print_json, print_rows, say
 from .errors import CommandRefused
 
 _TIMEOUT_S = 30.0
+_KEY = re.compile(r"[ -~]+", re.ASCII)
 _COLUMNS = ("place", "deployment", "provider", "own_key", "status", "worst_case_usd", "why")
 
 
@@ -29,7 +32,7 @@ def explain(
     Nobody is called and nothing is held. The proxy is asked with UC_API_KEY, else with LITELLM_MASTER_KEY, from the
     environment or the .env file.
     """
-    body = _body(request.read())
+    body = _body(request)
     headers = {"authorization": f"Bearer {_key()}"}
     if user is not None:
         headers["x-uc-user-id"] = user
@@ -42,10 +45,10 @@ def explain(
     _show(explained)
 
 
-def _body(text: str) -> dict[str, Any]:
+def _body(request: TextIO) -> dict[str, Any]:
     try:
-        body = json.loads(text)
-    except ValueError as error:
+        body = json.loads(request.read())
+    except (ValueError, RecursionError) as error:  # A text that is not UTF-8 is the first of these, too.
         raise CommandRefused(f"The request is not JSON: {error}.", code="invalid_request") from None
     if not isinstance(body, dict):
         raise CommandRefused("The request must be a JSON object, the body of the call.", code="invalid_request")
@@ -57,13 +60,18 @@ def _key() -> str:
     key = found.get("UC_API_KEY") or found.get("LITELLM_MASTER_KEY")
     if not key:
         raise CommandRefused("No key for the proxy: set UC_API_KEY, or LITELLM_MASTER_KEY and --user.", code="no_key")
+    key = key.strip()
+    # HTTP's errors would show it.
+    if not _KEY.fullmatch(key):
+        raise CommandRefused("UC_API_KEY, or LITELLM_MASTER_KEY, holds what no key does.", code="no_key")
     return key
 
 
-def _ask(url: str, endpoint: str, headers: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
+def _ask(url: str, endpoint: str, headers: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
     where = f"{url.rstrip('/')}/api/v1/route/explain"
+    sent = httpx.Headers(headers, encoding="utf-8")
     try:
-        answer = httpx.post(where, params={"endpoint": endpoint}, headers=headers, json=body, timeout=_TIMEOUT_S)
+        answer = httpx.post(where, params={"endpoint": endpoint}, headers=sent, json=body, timeout=_TIMEOUT_S)
         answered = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise CommandRefused(f"No answer from {where}: {error}; name the proxy with --url.", code="no_proxy") from None

@@ -26,6 +26,7 @@ _CALLS = ("request_id", "user_id", "model", "provider_usd", "usage_usd", "correc
 _CORRECTIONS = ("request_id", "user_id", "amount", "transaction_id")
 # So that a slip of the keyboard hides no bill.
 _MOST_TOLERANT = Decimal(1_000_000)
+_FIRST, _LAST = datetime(1, 1, 3, tzinfo=timezone.utc), datetime(9999, 12, 30, tzinfo=timezone.utc)
 
 
 @ledger.command("audit")
@@ -95,12 +96,17 @@ def _with_database(work: Callable[[Settings, Database], Awaitable[Report]]) -> R
 
 
 def _period(since: str | None, until: str | None, *, whole_days: bool) -> Period:
-    start, end = (None if time is None else time.astimezone(timezone.utc) for time in map(parse_time, (since, until)))
+    start, end = (None if time is None else _bounded(time) for time in map(parse_time, (since, until)))
     if start and end and start >= end:
         raise typer.BadParameter("--since must be before --until.")
     if whole_days and any(time is not None and not _is_midnight(time) for time in (start, end)):
         raise typer.BadParameter("A provider's bill is compared by whole UTC days: write --since and --until as dates.")
     return Period(start, end)
+
+
+def _bounded(time: datetime) -> datetime:
+    """In UTC, with room for the days around it that a comparison looks at; nobody called before or after."""
+    return min(max(time.astimezone(timezone.utc), _FIRST), _LAST)
 
 
 def _is_midnight(time: datetime) -> bool:

@@ -14,6 +14,8 @@ from .errors import CommandRefused
 REQUIRED = ("date", "provider", "model", "cost_usd")
 OPTIONAL = ("request_id",)
 
+# Beyond any bill: 0001-01-01 and 9999-12-31 stand for no date in spreadsheets.
+FIRST_DAY, LAST_DAY = date(2000, 1, 1), date(2999, 12, 31)
 # Beyond any bill; a larger number is a slip in the file.
 MOST_USD = Decimal(10**9)
 
@@ -96,9 +98,12 @@ def _day(place: str, text: str) -> date:
     try:
         # Python 3.10 does not know the Z.
         time = datetime.fromisoformat(text.removesuffix("Z") + ("+00:00" if text.endswith("Z") else ""))
-    except ValueError:
+        day = time.astimezone(timezone.utc).date() if time.tzinfo else time.date()
+    except (ValueError, OverflowError):
         raise _refusal(f"{place}: {text[:40]!r} is no date; write it as 2030-01-31.") from None
-    return time.astimezone(timezone.utc).date() if time.tzinfo else time.date()
+    if not FIRST_DAY <= day <= LAST_DAY:
+        raise _refusal(f"{place}: {text[:40]!r} is the day of no bill; write the day of the calls.")
+    return day
 
 
 def _usd(place: str, text: str) -> Decimal:

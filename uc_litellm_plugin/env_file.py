@@ -40,21 +40,22 @@ def complete(file: Path, wanted: Mapping[str, Callable[[], str]]) -> dict[str, s
     dict
         The wanted values.
     """
-    with _only_one_at_a_time(file):
+    with only_one_at_a_time(file):
         present = read(file)
         made = {name: make() for name, make in wanted.items() if not present.get(name)}
         if made:
-            _replace(file, made)
+            replace(file, made)
         return {name: made.get(name) or present[name] for name in wanted}
 
 
 def put(file: Path, name: str, value: str) -> None:
     """Set one value, keeping all other lines."""
-    with _only_one_at_a_time(file):
-        _replace(file, {name: value})
+    with only_one_at_a_time(file):
+        replace(file, {name: value})
 
 
-def _replace(file: Path, values: Mapping[str, str]) -> None:
+def replace(file: Path, values: Mapping[str, str]) -> None:
+    """`put` for who is the only one at the time."""
     kept = [line for line in _lines(file.resolve()) if (_parse(line) or ("",))[0] not in values]
     write_private(file, "\n".join([*kept, *(f"{name}={value}" for name, value in values.items())]) + "\n")
 
@@ -74,8 +75,12 @@ def write_private(file: Path, text: str) -> None:
 
 
 @contextmanager
-def _only_one_at_a_time(file: Path) -> Iterator[None]:
-    directory = os.open(file.resolve().parent, os.O_RDONLY)
+def only_one_at_a_time(file: Path) -> Iterator[None]:
+    """Nobody else changes a file of this directory meanwhile; the same process must not ask twice."""
+    try:
+        directory = os.open(file.resolve().parent, os.O_RDONLY)
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; name a file in a directory you may write to") from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         yield

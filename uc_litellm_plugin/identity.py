@@ -111,7 +111,7 @@ class Authentication:
         actor = known.actor
         logger.info(
             "%s %s (key %s) acts for %s: %s %s",
-            actor.role, actor.name, actor.key_id, payer.user_id, request.method, path,
+            actor.role, actor.name, actor.key_id, payer.user_id, request.method, routes.shown(path),
             extra={"action": "acts_for", "role": actor.role, "actor": actor.name, "key_id": actor.key_id,
                    "payer": payer.user_id, "method": request.method, "path": path},
         )  # fmt: skip
@@ -182,13 +182,21 @@ def actor_of(auth: UserAPIKeyAuth) -> Actor:
 
 
 async def _payer(headers: Mapping[str, str], accounts: Accounts) -> Account:
-    user_id = headers.get(PAYER_HEADER, "").strip()
+    user_id = _as_written(headers.get(PAYER_HEADER, "")).strip(" \t")
     if not user_id:
         raise _no_payer()
     account = await accounts.account(user_id) if len(user_id) <= 255 and "\0" not in user_id else None
     if account is None:
         raise _no_account(user_id)
     return account
+
+
+def _as_written(value: str) -> str:
+    """A header's text: clients write UTF-8 (curl, Go) or Latin-1 (`fetch`), and Starlette reads all as Latin-1."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def _auth(known: Bearer, caller: Caller | None, settings: Settings) -> UserAPIKeyAuth:

@@ -44,7 +44,7 @@ def read(file: Path) -> Config:
         config = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; name a configuration of the LiteLLM proxy") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's own for a value such as 2026-02-30.
         raise SettingsError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise SettingsError(f"{file} is no configuration of the LiteLLM proxy: the top level must be a mapping")

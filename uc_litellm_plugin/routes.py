@@ -79,6 +79,8 @@ _NOT_OFFERED = re.compile(
     r"|/v2/rerank"
 )
 
+_MOST_SHOWN = 200
+
 RouteKind = Literal["billed", "free", "api", "refused"]
 
 
@@ -105,15 +107,21 @@ def check(method: str, path: str, role: str = "user") -> None:
     if found == "api":
         route = api_routes.find(method, path)
         if route is not None and not route.admits(role):
-            raise Forbidden(f"{method} {path} is not open to {role} keys.", code="route_not_allowed")
+            raise Forbidden(f"{method} {shown(path)} is not open to {role} keys.", code="route_not_allowed")
     if found != "refused":
         return
     if _NOT_OFFERED.fullmatch(path):
-        raise not_offered(f"{method} {path}")
+        raise not_offered(f"{method} {shown(path)}")
     raise Forbidden(
-        f"{method} {path} is not open to API keys of users; offered are {', '.join(offered())} and GET /v1/models.",
+        f"{method} {shown(path)} is not open to API keys of users; "
+        f"offered are {', '.join(offered())} and GET /v1/models.",
         code="route_not_allowed",
     )
+
+
+def shown(path: str) -> str:
+    """A path as it may stand in a refusal and in a line of the log: on one line, and not all of a long one."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path[:_MOST_SHOWN])
 
 
 def named(name: str) -> Endpoint:

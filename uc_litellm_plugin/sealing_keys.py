@@ -48,24 +48,27 @@ class KeyFile:
         Vault
             With the keys as they stand in the file now.
         """
-        kept = _distinct([*present, *self.keys()])
-        made = SecretStr(new_sealing_key())
-        return self._write([*kept, made] if last else [made, *kept])
+        with env_file.only_one_at_a_time(self.path):
+            kept = _distinct([*present, *self.keys()])
+            made = SecretStr(new_sealing_key())
+            return self._write([*kept, made] if last else [made, *kept])
 
     def drop(self, key_id: str) -> Vault:
         """Take the key with this fingerprint out of the file; the first one stays, and there is always one."""
-        chosen, others = self._parted(key_id)
-        if chosen == self.keys()[0]:
-            raise CommandRefused(
-                f"{key_id} is the newest sealing key, which seals: make another with `uc-litellm vault key` first.",
-                code="newest_sealing_key",
-            )
-        return self._write(others)
+        with env_file.only_one_at_a_time(self.path):
+            chosen, others = self._parted(key_id)
+            if chosen == self.keys()[0]:
+                raise CommandRefused(
+                    f"{key_id} is the newest sealing key, which seals: make another with `uc-litellm vault key` first.",
+                    code="newest_sealing_key",
+                )
+            return self._write(others)
 
     def promote(self, key_id: str) -> Vault:
         """Put the key with this fingerprint first: it seals from now on."""
-        chosen, others = self._parted(key_id)
-        return self._write([chosen, *others])
+        with env_file.only_one_at_a_time(self.path):
+            chosen, others = self._parted(key_id)
+            return self._write([chosen, *others])
 
     def _parted(self, key_id: str) -> tuple[SecretStr, list[SecretStr]]:
         """The key with this fingerprint, and the others in their order."""
@@ -80,7 +83,7 @@ class KeyFile:
         vault = Vault(keys)
         text = ",".join(key.get_secret_value() for key in keys)
         if self.is_env:
-            env_file.put(self.path, VARIABLE, text)
+            env_file.replace(self.path, {VARIABLE: text})
         else:
             env_file.write_private(self.path, f"{text}\n")
         return vault

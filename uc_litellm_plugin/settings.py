@@ -32,6 +32,7 @@ from .settings_sections import (
     TierSettings,
     UsageSettings,
 )
+from .yaml_loader import Loader
 
 # The sections are known by this module's name.
 __all__ = [
@@ -141,7 +142,7 @@ def _state_dir(env: Mapping[str, str]) -> Path:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
+        values = yaml.load(file.read_text("utf-8"), Loader)  # noqa: S506 - a safe one
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; set UC_CONFIG to a readable file or unset it") from error
     except UnicodeDecodeError as error:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import asyncpg
@@ -89,6 +91,68 @@ def test_impossible_user_ids(run: Run, user: str) -> None:
     """Empty, over-long ids and control characters are refused before anything is asked."""
     refused = run("users", "add", user, "--json")
     assert (refused.code, refused.error["code"]) == (1, "invalid_user_id")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("users", "show", "\udcff"), ("credits", "add", "ann", "1", "--notes", "\udcc3"), ("levels", "show", "a\udcff"),
+     ("provider-keys", "add", "ann", "\udcff"), ("users", "add", "--tier", "\udcff", "bob")],
+    ids=lambda args: args[0],
+)  # fmt: skip
+def test_arguments_that_are_no_text(run_anywhere: Run, args: tuple[str, ...]) -> None:
+    """An argument that is not UTF-8 is refused before anything is asked, and shown in ASCII."""
+    refused = run_anywhere(*args, "--json")
+    assert (refused.code, refused.error["code"]) == (1, "invalid_text")
+    assert "\\udc" in refused.error["message"]
+
+
+def test_a_key_file_where_there_is_no_directory(run_anywhere: Run, nowhere: Path) -> None:
+    """A sealing key that can be kept nowhere is exit code 2, and the message names the file."""
+    refused = run_anywhere("vault", "key", "--file", str(nowhere / "none" / "x.env"), "--json")
+    assert (refused.code, "x.env" in refused.error["message"]) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"{", b"[]"], ids=lambda content: str(content[:4]))
+def test_explaining_what_is_no_json(run_anywhere: Run, nowhere: Path, content: bytes) -> None:
+    """A file that is no JSON object in UTF-8 is refused with a message."""
+    (nowhere / "body.json").write_bytes(content)
+    refused = run_anywhere("explain", "body.json", "--json")
+    assert (refused.code, refused.error["code"]) == (1, "invalid_request")
+
+
+@pytest.mark.parametrize("key", ["sk-uc-SECRET\nx", "sk-uc-SECRET ü"])
+def test_explaining_shows_no_key(run_anywhere: Run, nowhere: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """What cannot be a key is refused, and is not in the message."""
+    (nowhere / "body.json").write_text("{}")
+    monkeypatch.setenv("UC_API_KEY", key)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refused = run_anywhere("explain", "body.json", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--json")
+    assert (refused.code, refused.error["code"]) == (1, "no_key")
+    assert "SECRET" not in refused.err
+
+
+def test_explaining_for_anybody(run_anywhere: Run, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key with blanks around it is the key, and the user's name goes out in UTF-8, as the proxy reads it."""
+    (nowhere / "body.json").write_text("{}")
+    monkeypatch.setenv("UC_API_KEY", " sk-uc-1 ")
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        asked = threading.Thread(target=_refuse_one, args=(server, heard))
+        asked.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert run_anywhere("explain", "body.json", "--user", "müller 例", "--url", url, "--json").code == 1
+        asked.join()
+    lines = heard[0].split(b"\r\n")
+    assert b"authorization: Bearer sk-uc-1" in lines
+    assert "x-uc-user-id: müller 例".encode() in lines
+
+
+def _refuse_one(server: socket.socket, heard: list[bytes]) -> None:
+    connection, _ = server.accept()
+    with connection:
+        heard.append(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 403 No\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
 
 
 def test_a_user_id_is_not_markup(run: Run) -> None:

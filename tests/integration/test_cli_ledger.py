@@ -91,6 +91,8 @@ def test_the_system_user_stands_in(run: Run, state: Path, bill: Path) -> None:
         (("--apply",), 2),
         (("--since", "2026-03-06", "--until", "2026-03-05"), 2),
         (("--since", "soon"), 1),
+        (("--since", "0001-01-01T00:00:00+14:00"), 1),
+        (("--until", "9999-12-31T23:59:59-14:00"), 1),
         (("--tolerance", "-1"), 2),
         (("--tolerance", "NaN"), 2),
         (("--provider-costs", "nowhere.csv"), 1),
@@ -110,6 +112,14 @@ def test_a_bill_needs_whole_days(run: Run, state: Path, bill: Path) -> None:
     assert run(*command, "--since", "2026-03-05T12:00:00Z").error["code"] == "usage"
     assert run(*command, "--since", "2026-03-05", "--until", "2026-03-06").code == 1
     assert run(*command, "--until", "2026-03-05").error["code"] == "invalid_export"
+
+
+@pytest.mark.parametrize("period", [("--since", "0001-01-01", "--until", "9999-12-31"), ("--until", "0001-01-02")])
+def test_a_bill_of_all_times(run: Run, state: Path, bill: Path, period: tuple[str, ...]) -> None:
+    """A period may begin and end where times do."""
+    compared = run("ledger", "reconcile", "--provider-costs", str(bill), *period, "--json")
+    assert compared.code == 1
+    assert "provider_days" in compared.json if len(period) == 4 else compared.error["code"] == "invalid_export"
 
 
 def test_the_outbox(run_anywhere: Run, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,8 @@ class Books:
             return MoveAnswer("invalid_amount", None)
         if earlier := self._keys.get((user, key or "")):
             return _again(earlier, user, "debit", amount)
+        if account.status != "active":
+            return MoveAnswer(f"account_{account.status}", None)
         if amount > account.available:
             return MoveAnswer("insufficient_credits", None)
         account.write_row()

@@ -246,6 +246,26 @@ async def test_debit_request_id(ledger: Ledger) -> None:
     assert await ledger.balances("ann") == ("7", "0", "0")
 
 
+@pytest.mark.parametrize("status", ["suspended", "closed"])
+async def test_debit_of_an_account_that_is_not_active(ledger: Ledger, status: str) -> None:
+    """Who is locked out pays for nothing; a debit of before is still answered as it was."""
+    await ledger.add("ann", "10")
+    first = await ledger.debit("ann", "2", {"request_id": "r"})
+    await ledger.connection.execute("UPDATE user_credits SET status = $1 WHERE user_id = 'ann'", status)
+    assert (await ledger.debit("ann", "1"))["error_message"] == f"account_{status}"
+    assert tuple(await ledger.debit("ann", "2", {"request_id": "r"})) == tuple(first)
+    assert await ledger.balances("ann") == ("8", "0", "0")
+
+
+async def test_debit_counts_and_passes_the_monthly_cap(ledger: Ledger) -> None:
+    """A debit counts as spent this month and is not stopped by the cap, which then leaves calls nothing."""
+    await ledger.add("ann", "10")
+    await ledger.connection.execute("UPDATE user_credits SET monthly_cap = 1 WHERE user_id = 'ann'")
+    assert (await ledger.debit("ann", "2"))["success"]
+    assert (await ledger.account("ann"))["spent_this_month"] == 2
+    assert (await ledger.hold("ann", "1"))["error"] == "monthly_cap"
+
+
 async def test_debit_takes_the_last_credit(ledger: Ledger) -> None:
     """All that is available can be debited, a millionth more cannot."""
     await ledger.add("ann", "1.000001")

@@ -58,6 +58,18 @@ def test_everything_else_is_forbidden(method: str, path: str) -> None:
     assert isinstance(caught.value, Forbidden | BadRequest)
 
 
+@pytest.mark.parametrize("path", ["/v1/threads/x\n{}", "/x\u2028{}", "/x\x85\x1b[31m{}", "/api/v1/users\r{}"])
+def test_a_refusal_is_one_line(path: str) -> None:
+    """LiteLLM logs refusals: what a client wrote into the path ends no line of the log, and is not all shown."""
+    for method in ("GET", "POST"):
+        with pytest.raises(Refusal) as caught:
+            routes.check(method, path.format("FORGED " + "x" * 9000))
+        assert caught.value.message.isprintable()
+        assert "FORGED" in caught.value.message
+        assert len(caught.value.message) < 600
+    assert routes.shown("/v1/ä/例") == "/v1/ä/例"
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: each.name)
 def test_each_call_type_is_one_endpoint(endpoint: routes.Endpoint) -> None:
     """The call type that LiteLLM names leads back to its endpoint."""

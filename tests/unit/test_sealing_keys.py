@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,29 @@ def test_keys_from_elsewhere_are_kept(file: KeyFile) -> None:
     present = [SecretStr(new_sealing_key()), *file.keys()]
     made = file.add(present, last=False)
     assert made.key_ids == (made.newest, Vault(present).newest, stood.newest)
+
+
+def test_keys_made_at_once(file: KeyFile) -> None:
+    """Of keys that commands make at the same moment none is lost."""
+    together, made = threading.Barrier(6), list[str]()
+
+    def make() -> None:
+        together.wait()
+        made.append(file.add([], last=False).newest)
+
+    threads = [threading.Thread(target=make) for _ in range(together.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(Vault(file.keys()).key_ids) == sorted(made)
+    assert len(made) == together.parties
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    """A file that cannot be made is named."""
+    with pytest.raises(SettingsError, match="nowhere"):
+        KeyFile(tmp_path / "nowhere" / "keys", is_env=False).add([], last=False)
 
 
 def test_dropping_a_key(file: KeyFile) -> None:

@@ -186,6 +186,42 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         settings.load({"UC_CONFIG": str(tmp_path / "uc.yaml")})
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["power_levels: {eco: {description: 2026-02-30}}", "x: 2026-13-01", 'outbox: {most_mb: !!int "0x"}',
+     "a: !!timestamp x", f"x: {'9' * 5000}", "a: !!bool x", 'a: !!int ""'],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_values_that_yaml_cannot_make(tmp_path: Path, text: str) -> None:
+    """A value that looks like a date or a number and is none is a wrong setting, told by its place."""
+    message = refusal(tmp_path, f"\n{text}")
+    assert "a value that cannot be in line 2, column " in message
+
+
+TWICE = [
+    ("limits: {failed_keys_per_minute: 5}\ntiers: {}\nlimits: {}\n", "'limits' stands there twice in line 3, column 1"),
+    ("tiers:\n  free: {markup: 1}\n  'free': {}\n", "'free' stands there twice in line 3, column 3"),
+    ("credits: {credits_per_usd: 1, credits_per_usd: 1}", "'credits_per_usd' stands there twice in line 1, column 31"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), TWICE)
+def test_a_key_that_stands_twice(tmp_path: Path, text: str, told: str) -> None:
+    """Of two sections of a name neither is silently the only one."""
+    assert told in refusal(tmp_path, text)
+
+
+def test_what_a_merge_brings_may_be_overridden(tmp_path: Path) -> None:
+    """A mapping that takes another's values over with `<<` has its own in their place, in whatever order they stand."""
+    text = (
+        "tiers: {free: {<<: &a {<<: &b {markup: 3, rpm_limit: 5}, markup: 2}, markup: 1}, starter: *a, enterprise: *b}"
+    )
+    tiers = load(tmp_path, text).tiers
+    assert {name: (int(each.markup), each.rpm_limit) for name, each in tiers.items()} == {
+        "free": (1, 5), "starter": (2, 5), "enterprise": (3, 5),
+    }  # fmt: skip
+
+
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     """Two wrong settings are two lines of one message."""
     assert "2 wrong setting(s)" in refusal(tmp_path, "a: 1\nholds: {lease_s: 0}")

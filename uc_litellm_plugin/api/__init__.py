@@ -13,6 +13,7 @@ from ..reception import Reception
 from . import (
     analytics,
     api_keys,
+    cors,
     credits,
     explain,
     levels,
@@ -51,6 +52,7 @@ def mount(app: FastAPI, reception: Reception) -> None:
         for route in part.routes:
             _describe(route)
         app.include_router(part, prefix=PREFIX)
+    cors.expose(app)
 
 
 def _describe(route: BaseRoute) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Any, Literal
@@ -22,6 +23,9 @@ _SUMS = tuple(Totals.model_fields)
 _COLUMNS = tuple(Group.model_fields)
 # What a spreadsheet would take for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+# A media type and its weight, where it has one.
+_WEIGHTS = re.compile(r"(?:^|,)\s*([^\s;,]+)(?:[^,]*;\s*q=([01](?:\.\d{0,3})?))?")
 
 _CSV: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/csv": {"schema": {"type": "string"}, "example": f"{','.join(_COLUMNS)}\r\n"}}}
@@ -43,9 +47,15 @@ async def usage(
     from_log = first if group_by == "app" else max(first, calls.first_logged(today))
     rows = await calls.report(at.worker.database, account.user_id, group_by, first, from_log)
     report = _report(group_by, first, today, [dict(row) for row in rows])
-    if format == "csv" or (format is None and "text/csv" in accept.lower()):
+    if format == "csv" or (format is None and _prefers_csv(accept)):
         return _as_csv(report)
     return report
+
+
+def _prefers_csv(accept: str) -> bool:
+    """Whether an `Accept` names CSV, and JSON at most as much (RFC 9110, 12.5.1): nobody means it by `*/*`."""
+    weights = {kind: float(weight or 1) for kind, weight in _WEIGHTS.findall(accept.lower())}
+    return weights.get("text/csv", 0) > 0 and weights["text/csv"] >= weights.get("application/json", 0)
 
 
 def _report(group_by: GroupBy, first: date, last: date, rows: list[dict[str, Any]]) -> UsageReport:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from ..database import Database
 from ..errors import Forbidden, NotFound, Taken
 from ..office import Office
 from .callers import Account, At, OpenAccount, note
 from .envelope import EnvelopeRoute
-from .models import ERRORS, Everything
+from .models import ERRORS, Page
 from .models_keys import ApiKey, MadeApiKey, NewApiKey, RevokedApiKey
+from .pages import Cursor, Limit, cut, place_in
 
 routing = APIRouter(prefix="/api-keys", tags=["uc: API keys"], route_class=EnvelopeRoute, responses=ERRORS)
 
 MOST_KEYS = 100
 
+_KEYS = """
+SELECT id, name, role, key_hint, is_active, expires_at, last_used, created_at FROM user_api_keys
+WHERE user_id = $1 AND ($2::boolean IS NULL OR is_active = $2)
+    AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4::uuid))
+ORDER BY created_at DESC, id DESC LIMIT $5"""
 _ACTIVE = "SELECT count(*) FROM user_api_keys WHERE user_id = $1 AND is_active"
 # An account's own only, whoever knows the id of another's.
 _ROLE = "SELECT role FROM user_api_keys WHERE user_id = $1 AND id = $2"
@@ -28,10 +35,19 @@ WHERE k.id = $2 AND k.user_id = $1 AND before.id = k.id RETURNING k.id, before.i
 
 
 @routing.get("")
-async def listed(account: Account, at: At) -> Everything[ApiKey]:
-    """The account's API keys, revoked ones too, oldest first."""
-    rows = await Office(at.worker.database).keys(account.user_id)
-    return Everything(data=[ApiKey.model_validate(row) for row in rows])
+async def listed(
+    account: Account,
+    at: At,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    status: Annotated[Literal["active", "revoked"] | None, Query(description="Else both.")] = None,
+) -> Page[ApiKey]:
+    """The account's API keys, newest first. New keys do not shift what a cursor goes on with."""
+    is_active = None if status is None else status == "active"
+    before = place_in(cursor, datetime, UUID) or (None, None)
+    rows = await at.worker.database.fetch(_KEYS, account.user_id, is_active, *before, limit + 1, idempotent=True)
+    shown, after = cut(rows, limit, lambda row: (row["created_at"], row["id"]))
+    return Page(data=[ApiKey.model_validate(dict(row)) for row in shown], next_cursor=after)
 
 
 @routing.post("", status_code=201)

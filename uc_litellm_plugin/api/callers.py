@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 
-from .. import api_routes, identity
+from .. import api_routes, identity, routes
 from ..bearers import Actor
 from ..call import Caller
 from ..errors import Forbidden, NotFound, Refusal
@@ -86,7 +86,7 @@ async def _acting(
 
 
 async def _active(request: Request, acting: Annotated[Acting, Depends(_acting)]) -> Acting:
-    """An account that is open: who is locked out may look, and lays by no keys for the day it is opened again."""
+    """An account that is open: who is locked out may look and take keys away, and changes nothing else."""
     account = await reception_of(request).worker.accounts.account(acting.user_id)
     if acting.actor.role == "user" and account is not None and account.status != "active":
         raise Forbidden("This account is not active; ask the operator.", code=f"account_{account.status}")
@@ -97,8 +97,8 @@ def nothing_at(method: str, path: str) -> Refusal:
     """What is said of a method and path that are none of our routes."""
     if methods := api_routes.methods_of(path):
         allowed = ", ".join(methods)
-        return WrongMethod(f"{method} is not for {path[:200]}; use {allowed}.", headers={"allow": allowed})
-    return NotFound(f"There is no {path[:200]} here; the routes stand in /openapi.json.", code="unknown_route")
+        return WrongMethod(f"{method} is not for {routes.shown(path)}; use {allowed}.", headers={"allow": allowed})
+    return NotFound(f"There is no {routes.shown(path)} here; the routes stand in /openapi.json.", code="unknown_route")
 
 
 def note(actor: Actor, action: str, user_id: str, reason: str | None = None) -> None:

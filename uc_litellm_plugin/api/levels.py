@@ -14,7 +14,7 @@ from ..office import Changes, Office
 from ..reception import Reception
 from ..settings import PowerLevelSettings
 from . import statements
-from .callers import Account, Acting, Asking, At, note
+from .callers import Account, Acting, Asking, At, OpenAccount, note
 from .envelope import EnvelopeRoute
 from .models import ERRORS, Everything, PowerLevelName
 from .models_levels import DefaultLevel, EditedLevel, Level, LevelChoice, LevelEdit
@@ -30,7 +30,7 @@ async def default_level(account: Account, at: At) -> DefaultLevel:
 
 
 @routing.put("/power-level")
-async def choose_level(account: Account, at: At, choice: LevelChoice) -> DefaultLevel:
+async def choose_level(account: OpenAccount, at: At, choice: LevelChoice) -> DefaultLevel:
     """Choose that level, and whether calls that do not fit are tried at cheaper ones."""
     await _require_allowed(at, account, choice.power_level)
     changes = Changes(power_level=choice.power_level, downgrade=choice.downgrade)

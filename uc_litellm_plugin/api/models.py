@@ -9,6 +9,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from ..endpoints import URL_MAX
+
 T = TypeVar("T")
 
 _DECIMAL = r"^-?[0-9]+(\.[0-9]+)?$"
@@ -64,6 +66,7 @@ Amount = Annotated[str, Field(pattern=AMOUNT, max_length=21)]
 SignedAmount = Annotated[str, Field(pattern=SIGNED_AMOUNT, max_length=22)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_NO_CONTROLS)]
 Text = Annotated[str, Field(min_length=1, max_length=255, pattern=_NO_CONTROLS)]
+Address = Annotated[str, Field(min_length=1, max_length=URL_MAX, pattern=_NO_CONTROLS)]
 LongText = Annotated[str, Field(min_length=1, max_length=1000, pattern=_NO_CONTROLS)]
 # As design.md has it for calls: printable ASCII.
 IdempotencyKey = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[ -~]+$")]

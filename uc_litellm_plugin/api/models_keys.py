@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, SecretStr, WithJsonSchema
 
-from .models import Amount, Answer, Asked, Credits, Moment, Name, Role, Text, left_out
+from .models import Address, Amount, Answer, Asked, Credits, Moment, Name, Role, left_out
 
 Fallback = Literal["never", "credits"]
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", examples=["openai"])]
@@ -54,7 +54,7 @@ class NewProviderKey(Asked):
     is_default: bool = False
     fallback: Fallback = "never"
     monthly_cap_usd: Amount | None = Field(None, description="US dollars at the provider in a UTC month.")
-    api_base: Text | None = Field(None, description="An endpoint of your own, for the provider `custom`.")
+    api_base: Address | None = Field(None, description="An endpoint of your own, for the provider `custom`.")
     expires_at: Moment | None = None
     rotation_reminder: Moment | None = None
     test: bool = Field(False, description="Try it at the provider first; it is stored only if that accepts it.")

@@ -23,7 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 Limit = Annotated[int, Query(ge=1, le=MOST_ROWS, description="Most rows of one answer.")]
 Cursor = Annotated[
     str | None,
-    Query(min_length=1, max_length=1024, description="`next_cursor` of the part before."),
+    Query(min_length=1, max_length=2048, description="`next_cursor` of the part before."),
 ]
 From = Annotated[Moment | None, Query(alias="from", description="Not before this time.")]
 To = Annotated[Moment | None, Query(description="Before this time.")]
@@ -33,7 +33,7 @@ Filter = Annotated[Text | None, Query()]
 def cursor_after(*place: Part) -> str:
     """A cursor for what comes after this place."""
     parts = [_micros(part) if isinstance(part, datetime) else part for part in place]
-    return base64.urlsafe_b64encode(json.dumps(parts, default=str).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(json.dumps(parts, default=str, ensure_ascii=False).encode()).decode().rstrip("=")
 
 
 def place_in(cursor: str | None, *kinds: type) -> tuple[Any, ...] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from ..database import Database, Row
-from ..errors import Conflict, DatabaseUnavailable, InsufficientCredits, Refusal
+from ..errors import BadRequest, Conflict, DatabaseUnavailable, Forbidden, InsufficientCredits, Refusal
 
 _BALANCE = """
 SELECT user_id, credits_remaining, credits_held, credits_available, credits_debt, credits_lifetime, credits_spent,
@@ -130,6 +130,10 @@ async def debit(database: Database, user_id: str, charge: Charge) -> Row:
         Less is available.
     Conflict
         The key was used for something else.
+    Forbidden
+        The account is suspended or closed.
+    BadRequest
+        With it, the account would have spent more than can be counted.
     """
     row = await database.fetchrow(
         _DEBIT, user_id, charge.amount, charge.provider, charge.model, charge.prompt_tokens, charge.completion_tokens,
@@ -143,8 +147,13 @@ async def debit(database: Database, user_id: str, charge: Charge) -> Row:
 async def _refusal(database: Database, user_id: str, charge: Charge, error: str) -> Refusal:
     if error == "idempotency_conflict":
         return Conflict("This idempotency key was used before, for another amount.")
-    if error == "insufficient_credits":
+    if error in ("account_suspended", "account_closed"):
+        return Forbidden("This account is not active; it pays for nothing.", code=error)
+    if error in ("insufficient_credits", "invalid_amount"):
         available = (await balance(database, user_id))["credits_available"]
+        # Spent once more, it would be more than the column that counts what was ever spent can hold.
+        if error == "invalid_amount" and charge.amount <= available:
+            return BadRequest("amount is more than an account can ever spend.", code="invalid_amount", param="amount")
         return InsufficientCredits(
             f"{charge.amount:f} credits are to be charged and {available:f} are available.",
             metadata={"required": f"{charge.amount:f}", "available": f"{available:f}"},

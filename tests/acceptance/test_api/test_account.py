@@ -51,6 +51,17 @@ def test_without_a_payer(proxy: Proxy, service: Client, admin: Client) -> None:
         assert {level["power_level"] for level in nobody.get("/power-levels")["data"]} >= {"eco", "balanced"}
 
 
+@pytest.mark.parametrize("user_id", ["例え", "Ωmega", "müller", "à"])
+def test_payers_in_any_language(proxy: Proxy, bank: Bank, service: Client, user_id: str) -> None:
+    """Who has an account can be named in X-UC-User-Id: in UTF-8, or in Latin-1, as `fetch` writes it."""
+    bank.rows("SELECT * FROM create_account($1)", user_id)
+    for coding in ("utf-8", "latin-1"):
+        named = user_id.encode(coding, "ignore")
+        if named.decode(coding) == user_id:
+            answer = service.ask("GET", "/credits/balance", headers={"x-uc-user-id": named})
+            assert (answer.status_code, answer.json().get("user_id")) == (200, user_id), coding
+
+
 def test_header_of_a_user_says_nothing(proxy: Proxy, bank: Bank, account: Account) -> None:
     """A user who names another account still sees their own."""
     client = Client(proxy, account.api_key, bank.open("7").user_id)
@@ -239,6 +250,23 @@ def test_analytics_as_csv(bank: Bank, user: Client, account: Account) -> None:
     assert plain.json()["data"] == groups
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/json, text/csv;q=0", "application/json"),
+        ("application/json, text/csv; header=present; q=0.5", "application/json"),
+        ("*/*", "application/json"),
+        ("text/csv;q=0.000", "application/json"),
+        ("text/csv; q=0.9, application/json;q=0.8", "text/csv"),
+        ("TEXT/CSV, */*;q=0.1", "text/csv"),
+    ],
+)
+def test_csv_is_for_who_prefers_it(user: Client, accept: str, kind: str) -> None:
+    """An `Accept` is read with its weights."""
+    answer = user.ask("GET", "/analytics/usage", headers={"accept": accept})
+    assert answer.headers["content-type"].split(";")[0] == kind
+
+
 def test_power_level(proxy: Proxy, bank: Bank, account: Account, user: Client) -> None:
     """The level a user chooses is the one that the next call runs at."""
     assert user.get("/power-level") == {"power_level": "balanced", "downgrade": False}
@@ -305,6 +333,32 @@ def test_api_keys_are_bounded(bank: Bank, account: Account, user: Client) -> Non
 
 
 @pytest.mark.usefixtures("one_day")
+def test_api_keys_in_parts(bank: Bank, account: Account, user: Client, other: Client) -> None:
+    """However many keys were revoked: they come newest first, in parts, by their status, and only the account's."""
+    bank.rows(
+        "INSERT INTO user_api_keys (user_id, key_hash, is_active, created_at) SELECT $1, "
+        "encode(sha256(($1 || n)::bytea), 'hex'), n % 100 = 0, now() - n / 2 * interval '1 second' "
+        "FROM generate_series(1, 500) AS n",
+        account.user_id,
+    )
+    rows = bank.rows(
+        "SELECT * FROM user_api_keys WHERE user_id = $1 ORDER BY created_at DESC, id DESC", account.user_id
+    )
+    keys = [str(row["id"]) for row in rows]
+    first = user.get("/api-keys")
+    assert [key["id"] for key in first["data"]] == keys[:50]
+    user.post("/api-keys", {"name": "meanwhile"})
+    rest = user.get("/api-keys", cursor=first["next_cursor"], limit=200)
+    assert [key["id"] for key in rest["data"]] == keys[50:250]
+    assert [key["id"] for key in user.all_pages("/api-keys", limit=7, status="active")][1:] == [
+        str(row["id"]) for row in rows if row["is_active"]
+    ]
+    assert len(user.all_pages("/api-keys", limit=200, status="revoked")) == 495
+    assert len(other.get("/api-keys")["data"]) == 1
+    for name, value in (("status", "x"), ("limit", "201"), ("cursor", "x")):
+        assert user.refused("GET", "/api-keys", params={name: value})[0] == 400
+
+
 def test_openrouter_shapes(proxy: Proxy, bank: Bank, account: Account, user: Client, other: Client) -> None:
     """Clients of OpenRouter find their numbers where they look for them."""
     bank.rows(_OLD, account.user_id)

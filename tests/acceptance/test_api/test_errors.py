@@ -145,6 +145,7 @@ PARAMETERS = {
     "/credits/transactions": "limit offset cursor type from to model provider",
     "/credits/holds": "limit cursor",
     "/usage": "limit cursor from to model provider",
+    "/api-keys": "limit cursor status",
     "/analytics/usage": "days group_by format",
     "/generation": "id",
     "/activity": "date",
@@ -200,7 +201,13 @@ def test_a_byte_that_no_header_has(proxy: Proxy) -> None:
 UNKNOWN = [
     *(("GET", "/nothing"), ("GET", "/credits/"), ("POST", "/"), ("GET", "/usage/x/y"), ("DELETE", "/users/x")),
     # Starlette's patterns end before a line end as well as at the end.
-    *(("POST", "/credits/grant%0A"), ("GET", "/credits/balance%0A"), ("GET", "/power-levels%0A")),
+    *(
+        ("GET", "/foo%0Abar"),
+        ("GET", "/foo%0D%0A/bar"),
+        ("POST", "/credits/grant%0A"),
+        ("GET", "/credits/balance%0A"),
+        ("GET", "/power-levels%0A"),
+    ),
     *(("POST", "/credits/balance"), ("PUT", "/api-keys"), ("OPTIONS", "/usage"), ("TRACE", "/usage")),
 ]
 
@@ -213,6 +220,28 @@ def test_unknown_routes(user: Client, admin: Client, method: str, path: str) -> 
     answer = admin.ask(method, path)
     assert answer.status_code == (405 if known else 404)
     assert set(filter(None, answer.headers.get("allow", "").split(", "))) == set(known)
+
+
+def test_nobody_writes_lines_into_the_log(proxy: Proxy, user: Client, service: Client, admin: Client) -> None:
+    """A line end in a path ends no line of the log, neither in a refusal nor where it says who acts for whom."""
+    paths = [(user, "/v1/threads/x%0aFORGED"), (user, "/x%0aFORGED"), (service, "/v1/models/x%0dFORGED%0aFORGED"),
+             (admin, "/api/v1/x%0aFORGED")]  # fmt: skip
+    before = len(proxy.log())
+    for client, path in paths:
+        httpx.get(f"{proxy.url}{path}", headers=client.headers, trust_env=False, timeout=30)
+    lines = proxy.log()[before:].splitlines()
+    assert any(r"acts for" in line and r"/v1/models/x\rFORGED\nFORGED" in line for line in lines), lines
+    assert not [line for line in lines if line.startswith("FORGED")]
+
+
+def test_pages_may_read_our_headers(proxy: Proxy, user: Client) -> None:
+    """A page of another origin sees what a call was charged and when to try again, beside what LiteLLM shows it."""
+    path, body = ASKS["chat"]
+    headers = {**user.headers, "origin": "https://app.example"}
+    answer = httpx.post(f"{proxy.url}{path}", headers=headers, json=body, trust_env=False, timeout=60)
+    exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+    assert exposed >= {name for name in answer.headers if name.startswith("x-uc-")} | {"retry-after", "x-should-retry"}
+    assert "x-litellm-cache-key" in exposed
 
 
 def test_litellms_own_errors(proxy: Proxy) -> None:

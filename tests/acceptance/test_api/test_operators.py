@@ -67,6 +67,27 @@ def test_debits_do_not_overdraw(bank: Bank, account: Account, service: Client) -
     assert bank.audit() == []
 
 
+def test_a_debit_beyond_any_balance(bank: Bank, account: Account, service: Client) -> None:
+    """An amount that no account can have is a 402, and one that nobody can spend a second time a 400."""
+    bank.add(account.user_id, "99999999999000")
+    service.post("/credits/debit", debit("99999999998000"))
+    bank.add(account.user_id, "99999999990000")
+    refused = service.refused("POST", "/credits/debit", json=debit("99999999999999"))
+    assert refused == (402, "insufficient_credits")
+    assert service.refused("POST", "/credits/debit", json=debit("99999999990000")) == (400, "invalid_amount")
+    assert bank.audit() == []
+
+
+@pytest.mark.parametrize("status", ["suspended", "closed"])
+def test_a_debit_of_who_is_locked_out(bank: Bank, account: Account, service: Client, status: str) -> None:
+    """A suspended or closed account pays for nothing; a debit of before is answered as it was."""
+    body = debit()
+    made = service.post("/credits/debit", body)
+    bank.rows("UPDATE user_credits SET status = $2 WHERE user_id = $1", account.user_id, status)
+    assert service.refused("POST", "/credits/debit", json=debit()) == (403, f"account_{status}")
+    assert service.post("/credits/debit", body) == made
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -147,6 +168,15 @@ def test_users(bank: Bank, account: Account, admin: Client) -> None:
     assert admin.refused("PATCH", "/users/nobody", json={"tier": "free"}) == (404, "unknown_account")
 
 
+def test_users_after_a_long_name(bank: Bank, admin: Client) -> None:
+    """The list goes on after every account that there can be."""
+    names = sorted("界" * 254 + end for end in "ab")
+    for name in names:
+        bank.rows("SELECT * FROM create_account($1, 'enterprise')", name)
+    listed = [row["user_id"] for row in admin.all_pages("/users", limit=1, tier="enterprise")]
+    assert [name for name in listed if name in names] == names
+
+
 def test_user_ids_with_slashes(bank: Bank, admin: Client) -> None:
     """A user id may hold what paths are made of."""
     user_id = f"org/{uuid.uuid4().hex}/ann ü"
@@ -175,13 +205,17 @@ def test_change_a_user(proxy: Proxy, bank: Bank, account: Account, admin: Client
 
 
 def test_suspend(proxy: Proxy, bank: Bank, account: Account, admin: Client, user: Client) -> None:
-    """A suspended account can look and cannot call, from the next call on."""
+    """A suspended account can look and take keys away, and neither call nor change anything, from the next call on."""
+    spare = user.post("/api-keys", {"name": "spare"})
     admin.patch(f"/users/{account.user_id}", {"status": "suspended"})
     assert ask(proxy, account, "chat").status_code == 403
     assert user.get("/credits/balance")["status"] == "suspended"
     assert user.refused("POST", "/api-keys", json={"name": "later"}) == (403, "account_suspended")
     stored = {"provider": "openai", "api_key": f"sk-{'x' * 40}"}
     assert user.refused("POST", "/provider-keys", json=stored) == (403, "account_suspended")
+    assert user.refused("PUT", "/power-level", json={"power_level": "eco"}) == (403, "account_suspended")
+    assert user.get("/power-level")["power_level"] == "balanced"
+    assert user.delete(f"/api-keys/{spare['id']}")["was_active"] is True
     admin.patch(f"/users/{account.user_id}", {"status": "active"})
     assert ask(proxy, account, "chat").status_code == 200
     bank.settled(account)

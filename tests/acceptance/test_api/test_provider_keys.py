@@ -98,6 +98,15 @@ def test_keys_that_cannot_be(user: Client, change: Json, answer: tuple[int, str]
     assert user.get("/provider-keys")["data"] == []
 
 
+def test_an_address_of_any_length_that_byok_md_names(upstream: Upstream, user: Client) -> None:
+    """An `api_base` may have 512 characters, and no more."""
+    base = f"{upstream.url}/v1/"
+    made = user.post("/provider-keys", new(provider="custom", api_base=base.ljust(512, "x")))
+    assert len(made["api_base"]) == 512
+    longer = new(provider="custom", api_base=base.ljust(513, "x"))
+    assert user.refused("POST", "/provider-keys", json=longer) == (400, "invalid_value")
+
+
 def test_not_for_this_tier(proxy: Proxy, bank: Bank) -> None:
     """Own keys begin at the tier that the settings say."""
     free = Client(proxy, bank.open(tier="free").api_key)
