@@ -57,7 +57,7 @@ def test_an_edit(run: Run) -> None:
         (("eco", "name=a", "name=b"), "invalid_level_setting", "once"),
         (("eco", "name="), "invalid_level_setting", "name"),
         (("eco", "name=\x1b[31m"), "invalid_text", "control characters"),
-        (("eco", "description=\udcff"), "invalid_text", "control characters"),
+        (("eco", "description=\udcff"), "invalid_text", "not text in UTF-8"),
     ],
 )
 def test_impossible_edits(run: Run, args: tuple[str, ...], code: str, says: str) -> None:
