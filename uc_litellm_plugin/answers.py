@@ -26,6 +26,7 @@ _TIERS_OF_TRAFFIC = {"ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex",
 _LABELS = frozenset(
     {"type", "role", "id", "object", "status", "call_id", "tool_call_id", "tool_use_id", "finish_reason", "stop_reason"}
     | {"phase", "signature", "encrypted_content", "annotations", "logprobs", "index", "cache_control", "detail"}
+    | {"content_filter_results", "native_finish_reason"}
 )
 
 

@@ -176,6 +176,8 @@ class Call:
         latest = self.attempt
         if latest is not None and not latest.failed and latest.candidate.deployment == candidate.deployment:
             return False
+        # LiteLLM may go on from an answer, too (`content_policy_fallbacks`).
+        self.unseen = None
         self.attempts.append(Attempt(candidate))
         return True
 

@@ -108,6 +108,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if kwargs.get("previous_response_id"):
             await self._check_earlier(call, candidate, kwargs["previous_response_id"])
         self._attempts.begin(call, candidate)
+        inbound.forget_cache(kwargs)
         attempt = inbound.capped(call, candidate, kwargs)
         if candidate.own_key is None:
             return attempt

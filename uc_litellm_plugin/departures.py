@@ -23,7 +23,7 @@ def watch(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
 
     No hook hears of that: LiteLLM reads a stream's first event before it answers, and drops the stream when the client
     has left by then; it cancels one whose client leaves while its keepalives (`sse_keepalive_ping_interval_seconds`)
-    are all that came; uvicorn cancels what does not end in time when it stops.
+    are all that came.
     """
 
     def ended(request: asyncio.Task[Any]) -> None:
@@ -31,7 +31,8 @@ def watch(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
         if call.ending is not None:
             return
         if call.delivery is not None:
-            _begin(call.delivery.left())
+            if not _hands_on(request):
+                _begin(call.delivery.left())
         elif request.cancelled():
             _begin(left(call, settlement, tokenizer))
         elif call.unseen is not None:
@@ -39,6 +40,12 @@ def watch(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
 
     if (request := asyncio.current_task()) is not None:
         request.add_done_callback(ended)
+
+
+def _hands_on(request: asyncio.Task[Any]) -> bool:
+    """Whether a task only made the answer that another one sends: with keepalives LiteLLM has one for that
+    (litellm/proxy/common_request_processing.py, `open_sse_before_first_byte`)."""
+    return not request.cancelled() and request.exception() is None and request.result() is not None
 
 
 def _begin(ending: Coroutine[Any, Any, Any]) -> None:

@@ -196,3 +196,9 @@ def is_cached(data: Mapping[str, Any]) -> bool:
     """
     details = getattr(data.get("litellm_logging_obj"), "caching_details", None)
     return isinstance(details, dict) and details.get("cache_hit") is True
+
+
+def forget_cache(data: Mapping[str, Any]) -> None:
+    """Begin an attempt: a hit that LiteLLM went on from (for its `content_filter`) says nothing of the next answer."""
+    if (logging_obj := data.get("litellm_logging_obj")) is not None:
+        logging_obj.caching_details = None

@@ -42,7 +42,7 @@ class Patience:
         self._seen = answers()
         self._left = seconds
         self._ends = time.monotonic() + max(seconds, LONGEST_S)
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.Handle
 
     @property
     def is_over(self) -> bool:
@@ -86,7 +86,8 @@ class Patience:
         if not self.asked:
             self._look_around()
         if self.is_over:
-            end.come()
+            # One turn later, after whoever has an answer that was read in this one.
+            self._timer = asyncio.get_running_loop().call_soon(end.come)
         else:
             self._wait_a_little(end)
 

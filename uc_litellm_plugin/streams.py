@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import anyio
@@ -19,6 +19,8 @@ from .tokens import Tokenizer, count
 logger = logging.getLogger(__name__)
 
 _END = object()
+# A provider's finish is in one of these; LiteLLM does not collect the one that it makes up.
+_LAST_CHUNKS = 4
 
 
 async def settled(
@@ -78,6 +80,8 @@ class _Relay:
         self._drain_s = drain_s
         self._on_first = on_first
         self._has_left = False
+        self._looked_through = 0
+        self._found: tuple[answers.Usage | None, bool] = (None, False)
         self._reading: asyncio.Future[Any] | None = None
 
     async def events(self) -> AsyncIterator[Any]:
@@ -150,7 +154,7 @@ class _Relay:
         await self._charge(self._answer())
 
     async def _charge_part(self, status: int, error: str) -> None:
-        if self._stream.counted:
+        if self._stream.counted and not answers.is_half(self._stream.usage or {}, lambda: self._stream.text):
             message = "cut after the provider's usage, which was charged"
             await self._charge(
                 Answer(self._stream.usage or {}, "usage", status, error, message, self._stream.service_tier)
@@ -175,7 +179,7 @@ class _Relay:
     def _estimate(self, status: int = 200, error: str | None = None) -> Answer:
         wrote = count(self._stream.text, self._tokenizer)
         message = None if error is None else "cut after part of the answer; the delivered part was charged"
-        if status == CLIENT_LEFT and self._call.reasons_unseen:
+        if status == CLIENT_LEFT and self._call.reasons_unseen and not self._stream.counted:
             # Nobody can see what it thought, and leaving early must not make thinking free.
             wrote = max(wrote, self._call.cap * self._call.plan.answers)
             message = "the client left and no usage came; a model that reasons unseen is charged its output limit"
@@ -201,7 +205,10 @@ class _Relay:
 
     def _is_empty(self) -> bool:
         """Whether nothing came from the provider: what ends such a stream is LiteLLM's own."""
-        return not self._stream.text and (self._stream.usage is None or self._is_made_up())
+        if self._stream.text or (self._stream.usage is not None and not self._is_made_up()):
+            return False
+        last = _collected(self._response)[-_LAST_CHUNKS:]
+        return not any(answers.get(choice, "finish_reason") for chunk in last for choice in _choices(chunk))
 
     def _reported(self) -> answers.Usage | None:
         """The provider's last usage, where it has the shape of this dialect."""
@@ -210,12 +217,10 @@ class _Relay:
     def _last_report(self) -> tuple[answers.Usage | None, bool]:
         """The last usage among the provider's own chunks, as far as LiteLLM collects them, and whether any later one
         says more."""
-        said_more = False
-        for chunk in reversed(_collected(self._response)):
-            if (usage := answers.usage_of(chunk)) is not None:
-                return usage, said_more
-            said_more = said_more or bool(answers.text_of(chunk))
-        return None, said_more
+        chunks = _collected(self._response)
+        if self._looked_through != len(chunks):
+            self._looked_through, self._found = len(chunks), _last_usage(chunks)
+        return self._found
 
     async def _read_on(self) -> None:
         """Read a stream for its usage, though nobody listens any more."""
@@ -247,6 +252,19 @@ def _collected(response: Any) -> list[Any]:
             return chunks
     inner = getattr(response, "completion_stream", None) or getattr(response, "inner", None)
     return [] if inner is None or inner is response else _collected(inner)
+
+
+def _last_usage(chunks: list[Any]) -> tuple[answers.Usage | None, bool]:
+    said_more = False
+    for chunk in reversed(chunks):
+        if (usage := answers.usage_of(chunk)) is not None:
+            return usage, said_more
+        said_more = said_more or bool(answers.text_of(chunk))
+    return None, said_more
+
+
+def _choices(chunk: Any) -> Iterable[Any]:
+    return answers.get(chunk, "choices") or ()
 
 
 def _source(call: Call, usage: answers.Usage) -> str:

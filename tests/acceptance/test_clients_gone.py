@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.acceptance import prices
-from tests.acceptance.asking import ASKS, STREAMED, Visitor, asked, request
+from tests.acceptance.asking import ASKS, STREAMED, Visitor, ask, asked, request
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import config, paid_proxy
 from tests.acceptance.test_faults import GATE_WORD, WORDS_BEFORE, assert_delivered, ended
@@ -52,6 +52,16 @@ def each(request: pytest.FixtureRequest) -> Proxy:
     """Every kind of proxy that treats a client in its own way when it leaves before the first word."""
     found: Proxy = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_staying_with_keepalives(pinging: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str) -> None:
+    """Whoever stays to the end of a stream that is kept alive pays for all of it."""
+    upstream.set_fault("slow", seconds=0.1)
+    answer = ask(pinging, account, name, True)
+    (call,) = asked(upstream)
+    (row,) = bank.settled(account)
+    assert (row["success"], row["cost_credits"]) == (True, prices.of_call(call)), answer.text
 
 
 @pytest.mark.parametrize("name", ASKS)

@@ -121,6 +121,15 @@ def test_a_stream_without_an_event(
     assert (row["cost_credits"], row["success"]) == (0, False)
 
 
+def test_a_stream_that_says_nothing(odd: Proxy, scripted: Scripted, bank: Bank, account: Account) -> None:
+    """An answer that its provider finished without a word and without a usage has read its input."""
+    scripted.stream(chunk(""), chunk(None, "length"))
+    assert ask(odd, account, "chat", True, model="s-gpt").status_code == 200
+    row = row_of(bank, account)
+    assert (row["success"], row["cost_source"], row["completion_tokens"]) == (True, "estimate", 0)
+    assert row["cost_credits"] > 0
+
+
 @pytest.mark.parametrize("usage", [[], "none"])
 def test_a_usage_that_is_none(odd: Proxy, scripted: Scripted, bank: Bank, account: Account, usage: Any) -> None:
     """A usage that is no object is no reason to withhold an answer that was charged."""

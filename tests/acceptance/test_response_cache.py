@@ -11,7 +11,8 @@ from tests.acceptance import prices
 from tests.acceptance.asking import ASKS, STREAMED, ask, asked
 from tests.acceptance.bank import Account, Bank
 from tests.acceptance.conftest import config, paid_proxy
-from tests.proxy import Proxy
+from tests.acceptance.scripted import Scripted, chat, used
+from tests.proxy import GPT_MINI_PRICES, Proxy, deployment
 from tests.upstream import Upstream
 
 
@@ -37,6 +38,30 @@ def test_a_hit_is_free(
         assert ask(caching, account, name, stream).status_code == 200
     paid = [charge for charge in charges(bank, account, calls) if charge]
     assert len(paid) == len(asked(upstream))
+
+
+def test_a_hit_that_litellm_goes_on_from(running: Upstream, bank: Bank, account: Account) -> None:
+    """Where a cached answer is filtered content and another provider answers, that answer is paid."""
+    filtered = chat("", used(10, 0))
+    filtered["choices"][0]["finish_reason"] = "content_filter"
+    with Scripted() as first, Scripted() as second:
+        made = config(
+            running.url,
+            litellm_settings={"cache": True, "cache_params": {"type": "local"}},
+            router_settings={"content_policy_fallbacks": [{"first": ["second"]}]},
+        )
+        made["model_list"] += [
+            deployment(name, "openai/gpt-4o-mini", f"{each.url}/v1", GPT_MINI_PRICES)
+            for name, each in (("first", first), ("second", second))
+        ]
+        with paid_proxy(bank.url, made) as proxy:
+            first.plain(filtered)
+            second.write("application/json", b"{nonsense")
+            assert ask(proxy, account, "chat", model="first").status_code >= 400
+            second.plain(chat("a real answer", used(1000, 700)))
+            assert ask(proxy, account, "chat", model="first").status_code == 200
+            assert len(first.asked) == 1
+            assert charges(bank, account, 2) == [0, prices.of_tokens("gpt-mini", 1000, 700)]
 
 
 def test_a_list_of_which_a_part_is_known(caching: Proxy, upstream: Upstream, bank: Bank, account: Account) -> None:

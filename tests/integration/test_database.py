@@ -167,6 +167,15 @@ async def test_a_late_loop_blames_nobody(settings: Settings) -> None:
         assert await asking == 1
 
 
+async def test_an_answer_that_was_read_is_given(settings: Settings) -> None:
+    """When the loop comes back late, and patience ends in the turn in which the answer is read, it is no time-out."""
+    async with Database(with_timeout(settings, 2)) as db:
+        await db.execute("SELECT 1")  # Connected already.
+        for _ in range(3):
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 0.6)
+            assert await db.fetchval("SELECT 7 FROM pg_sleep(0.1)", timeout=0.2) == 7
+
+
 async def test_what_is_in_doubt(settings: Settings) -> None:
     """A statement that was never sent, or that PostgreSQL ended, has not happened; one without an answer may have."""
     async with Database(with_timeout(settings, 50, pool_size=1)) as db, observer(url_of(settings)) as other:

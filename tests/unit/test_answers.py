@@ -182,3 +182,14 @@ def test_absurd_counts_fit_a_row() -> None:
     """What an endpoint makes up beside the counts that are charged does not keep the charge out of the books."""
     details = {"prompt_tokens_details": {"cached_tokens": 10**15}}
     assert answers.tokens({"prompt_tokens": 3, "completion_tokens": 1, **details})["cached_tokens"] == 10**9
+
+
+def test_a_blocked_answer_is_no_half_of_one() -> None:
+    """What a provider says of its filter is nothing that it wrote: an output of 0 is its word."""
+    choice = {
+        "index": 0, "finish_reason": "content_filter", "native_finish_reason": "SAFETY", "message": {"content": None},
+        "content_filter_results": {"hate": {"filtered": True, "severity": "high"}},
+    }  # fmt: skip
+    assert not answers.is_half(
+        {"prompt_tokens": 10, "completion_tokens": 0}, lambda: answers.text_of({"choices": [choice]})
+    )

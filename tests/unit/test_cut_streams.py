@@ -164,6 +164,32 @@ async def test_a_failed_response(said: bool, till: Till) -> None:
     assert till.ending == (("settle", "estimate", 502) if said else ("release", None, 502))
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_half_a_usage_of_messages(leaves: bool, till: Till) -> None:
+    """Who leaves after the usage, before the end, pays no less than who stays: a missing half is counted for both."""
+    events = [
+        frame("message_start", message={"id": "m", "usage": {"input_tokens": 0, "output_tokens": 0}}),
+        frame("content_block_delta", index=0, delta={"type": "text_delta", "text": "one two three"}),
+        frame("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3}),
+        frame("message_stop"),
+    ]
+    stream = playing(
+        held_call(MESSAGES), till, Player(events[:3] if leaves else events, hangs_before=3 if leaves else None)
+    )
+    if leaves:
+        for _ in range(2):
+            await anext(stream)
+        reading = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+    else:
+        await all_of(stream)
+    usage = till.record["usage"]
+    assert usage["prompt_tokens"] > 0
+    assert (usage["completion_tokens"], usage["cost_source"]) == (3, "estimate")
+
+
 @pytest.mark.parametrize("said", [True, False])
 async def test_an_error_event_of_messages(said: bool, till: Till) -> None:
     """So is a message that ends in Anthropic's error event."""
