@@ -144,7 +144,7 @@ class _Relay:
 
     async def _finish(self) -> None:
         """The stream has ended; where no complete usage came, what was delivered is counted."""
-        if self._call.ending is None and not self._call.cached and (self._stream.broke_off() or self._is_empty()):
+        if self._call.ending is None and not self._is_cached() and (self._stream.broke_off() or self._is_empty()):
             await self.broken(502, "provider_stream_broken")
             return
         if self._call.endpoint.dialect == "openai" and not self._stream.complete:
@@ -154,7 +154,9 @@ class _Relay:
         await self._charge(self._answer())
 
     async def _charge_part(self, status: int, error: str) -> None:
-        if self._stream.counted and not answers.is_half(self._stream.usage or {}, lambda: self._stream.text):
+        if self._is_cached():
+            await self._charge(Answer(self._stream.usage or {}, "cache", status, error))
+        elif self._stream.counted and not answers.is_half(self._stream.usage or {}, lambda: self._stream.text):
             message = "cut after the provider's usage, which was charged"
             await self._charge(
                 Answer(self._stream.usage or {}, "usage", status, error, message, self._stream.service_tier)
@@ -168,7 +170,7 @@ class _Relay:
 
     def _answer(self) -> Answer:
         usage = self._stream.usage
-        if self._call.cached or getattr(self._response, "custom_llm_provider", None) == "cached_response":
+        if self._is_cached():
             return Answer(usage or {}, "cache")
         if usage is None or not self._stream.counted or self._is_made_up() or self._is_early():
             return self._estimate()
@@ -189,6 +191,10 @@ class _Relay:
             self._call.endpoint.dialect, read, wrote, known if answers.says_something(known) else None
         )
         return Answer(usage, "estimate", status, error, message, self._stream.service_tier)
+
+    def _is_cached(self) -> bool:
+        """Whether LiteLLM plays the stream from its response cache."""
+        return self._call.cached or getattr(self._response, "custom_llm_provider", None) == "cached_response"
 
     def _is_made_up(self) -> bool:
         """Whether a usage is LiteLLM's own count.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 
 import anyio
 import pytest
@@ -35,6 +36,18 @@ async def test_a_client_that_leaves_at_any_event(recording: Recording, at: int, 
         assert till.ending == ("settle", "estimate", 499)
         assert till.record["usage"]["completion_tokens"] >= recording.words_before(at)
         assert till.record["usage"]["prompt_tokens"] > 0
+
+
+@all_dialects()
+async def test_leaving_a_cached_stream_is_free(recording: Recording, till: Till) -> None:
+    """What LiteLLM plays from its cache costs nothing to whoever leaves it, either."""
+    call = held_call(recording.endpoint)
+    call.cached = True
+    stream = playing(call, till, Player(recording.events))
+    for _ in range(recording.complete - 1):
+        await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]  # A generator, typed as what it yields.
+    assert Decimal(till.record["charge"]) == 0
 
 
 @pytest.mark.parametrize("canceller", ["asyncio", "anyio"])
