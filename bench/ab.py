@@ -1,7 +1,8 @@
 """What the plugin costs: `python -m bench.ab`, and `python -m bench.ab --short` for a try of a few minutes.
 
-The stock proxy, stock with our recommended settings, and the proxy with the plugin run side by side over the same
-provider and answer in turn: in each round every mix of connections and streaming is put to all three, in random order.
+The stock proxy, stock with our recommended settings, that with two bare commits per call, and the proxy with the plugin
+run side by side over the same provider and answer in turn: in each round every mix of connections and streaming is put
+to all of them, in random order.
 Each slice is compared with stock's of the same round, so that a machine that slows down slows all. Printed are medians
 of these ratios with their quartiles; `--records` keeps every slice, and slices of earlier sittings in that file count.
 """
@@ -9,6 +10,7 @@ of these ratios with their quartiles; `--records` keeps every slice, and slices 
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -49,13 +51,14 @@ def measure(one: Contender, stage: Stage, provider: int, streamed: bool, connect
 def load_phase(stage: Stage, provider: int, rounds: int, seconds: float, dice: random.Random) -> list[Record]:
     """All rounds."""
     kept = []
-    with stage.running(NAMES[0]) as a, stage.running(NAMES[1]) as b, stage.running(NAMES[2]) as c:
-        for one in (a, b, c):
+    with ExitStack() as stack:
+        running = [stack.enter_context(stage.running(name)) for name in records.ORDER]
+        for one in running:
             for streamed, connections in MIXES:
                 load.run(one.proxy.url, one.keys[:USERS], streamed=streamed, connections=connections, seconds=seconds)
         for number in range(rounds):
             for streamed, connections in dice.sample(MIXES, len(MIXES)):
-                for one in dice.sample([a, b, c], 3):
+                for one in dice.sample(running, len(running)):
                     record = measure(one, stage, provider, streamed, connections, seconds)
                     record.round = str(number)
                     kept.append(record)

@@ -1,8 +1,9 @@
 """The proxies that are compared: the same config over the same provider, in different environments.
 
 `stock` is what `pip install 'litellm[proxy]'` gives; `tuned` is stock with the settings that docs/performance.md
-recommends; `plugin` is that with the plugin and a PostgreSQL beside it, as `uc-litellm serve` runs it. None writes an
-access log (`LITELLM_LOG=ERROR`), which makes stock faster than it comes.
+recommends; `bare` is that with callbacks that wait for two commits and do nothing else (`bench.bare`); `plugin` is it
+with the plugin and a PostgreSQL beside it, as `uc-litellm serve` runs it. None writes an access log
+(`LITELLM_LOG=ERROR`), which makes stock faster than it comes.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ import asyncpg
 import httpx
 from pydantic import SecretStr
 
-from bench import processes, stock
+from bench import bare, processes, stock
 from tests.conftest import database_at
 from tests.proxy import Json, Proxy, deployment
 from uc_litellm_plugin import api_keys, embedded, migrations, settings
 from uc_litellm_plugin.settings import Settings
 from uc_litellm_plugin.vault import new_sealing_key
 
-STOCK, TUNED, PLUGIN = "stock", "tuned", "plugin"
+STOCK, TUNED, BARE, PLUGIN = "stock", "tuned", "bare", "plugin"
 NAMES = (STOCK, TUNED, PLUGIN)
+
+_CALLBACKS = {
+    BARE: ("bench.bare.handler", "bench.bare.user_api_key_auth"),
+    PLUGIN: ("uc_litellm_plugin.proxy_handler_instance", "uc_litellm_plugin.user_api_key_auth"),
+}
+_ROOT = Path(__file__).parents[1]
 
 QUIET = {"LITELLM_LOG": "ERROR"}
 RECOMMENDED = {**QUIET, "DEFAULT_MAX_RETRIES": "0", "PYTHON_GC_THRESHOLD": "20000,50,50"}
@@ -124,6 +131,8 @@ class Stage:
             written = Path(tempfile.mkdtemp(dir=self._home), "uc.yaml")
             written.write_text(config)
             given["UC_CONFIG"] = str(written)
+        if name == BARE:
+            given |= {"PYTHONPATH": str(_ROOT), bare.DATABASE: self.database_url, bare.USERS: str(len(self.keys))}
         began = time.perf_counter()
         with made(self._config(name), given, workers=workers) as proxy:
             keys = self.keys if name == PLUGIN else [proxy.master_key]
@@ -135,9 +144,10 @@ class Stage:
             "litellm_settings": {"disable_hf_tokenizer_download": True},
             "general_settings": {},
         }
-        if name == PLUGIN:
-            config["litellm_settings"]["callbacks"] = ["uc_litellm_plugin.proxy_handler_instance"]
-            config["general_settings"]["custom_auth"] = "uc_litellm_plugin.user_api_key_auth"
+        if name in _CALLBACKS:
+            handler, auth = _CALLBACKS[name]
+            config["litellm_settings"]["callbacks"] = [handler]
+            config["general_settings"]["custom_auth"] = auth
         return config
 
 

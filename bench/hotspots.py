@@ -28,7 +28,7 @@ from bench.contenders import PLUGIN, Contender, Stage
 from bench.provider import ProviderProcess
 
 OURS = str(Path(uc_litellm_plugin.__file__).parent)
-HERTZ = 250
+HERTZ = 200
 
 Stack = list[str]
 
@@ -36,17 +36,19 @@ Stack = list[str]
 def sampled(
     spy: str, one: Contender, seconds: float, raw: Path | None, *, streamed: bool, connections: int
 ) -> tuple[list[Stack], float, float]:
-    """Stacks of the worker's busy moments under load, its CPU per call in milliseconds, and calls per second."""
+    """Stacks of the worker's busy moments under load; its CPU per call in milliseconds, and calls per second, without
+    the sampling, which stops the worker for each sample (otherwise a third of the stacks come out torn)."""
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:
         command = [spy, "record", "--pid", str(one.worker), "--format", "raw", "--full-filenames", "-o", file.name,
-                   "--rate", str(HERTZ), "--duration", str(int(seconds)), "--nonblocking"]  # fmt: skip
+                   "--rate", str(HERTZ), "--duration", str(int(seconds)), "--gil"]  # fmt: skip
+        before = processes.cpu_s([one.worker])
+        slice_ = load.run(one.proxy.url, one.keys, streamed=streamed, connections=connections, seconds=seconds)
+        used = processes.cpu_s([one.worker]) - before
         spying = threading.Thread(
             target=subprocess.run, args=(command,), kwargs={"check": True, "capture_output": True}
         )
         spying.start()
-        before = processes.cpu_s([one.worker])
-        slice_ = load.run(one.proxy.url, one.keys, streamed=streamed, connections=connections, seconds=seconds)
-        used = processes.cpu_s([one.worker]) - before
+        load.run(one.proxy.url, one.keys, streamed=streamed, connections=connections, seconds=seconds)
         spying.join()
         if raw is not None:
             shutil.copy(file.name, raw / f"{records.mix(streamed, connections)}.txt")

@@ -68,8 +68,8 @@ def test_stock_is_what_litellm_brings() -> None:
 def test_ratios_are_those_of_one_round(tmp_path: Path) -> None:
     """A slice is compared with stock's of its own round, also when sittings are put together."""
     file = tmp_path / "records"
-    records.kept(file, [made("stock", 100), made("tuned", 110), made("plugin", 99)])
-    both = records.kept(file, [made("stock", 10), made("tuned", 10), made("plugin", 20)])
+    records.kept(file, [made("stock", 100), made("tuned", 110), made("bare", 105), made("plugin", 99)])
+    both = records.kept(file, [made("stock", 10), made("tuned", 10), made("bare", 10), made("plugin", 20)])
     assert sorted(records.ratios(both, "stock", "plugin", (False, 8), "requests/s")) == [0.99, 2.0]
     assert records.tables(both, "stock")[2].startswith("| tuned / stock | requests/s | 1.05 [")
 

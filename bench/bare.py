@@ -1,0 +1,114 @@
+"""The least that a plugin with our guarantees can be: callbacks that do nothing but wait for two commits.
+
+One statement holds before the provider is called, one settles before the answer ends, settlements under way travel
+together, and each connection stays with whoever uses it. Nothing is identified, checked, counted, planned, priced,
+measured, or kept when PostgreSQL is away. The proxy that `contenders.BARE` starts loads this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Any
+
+import asyncpg
+from fastapi import Request
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
+
+DATABASE, USERS = "BENCH_BARE_DATABASE", "BENCH_BARE_USERS"
+
+_HOLD = "SELECT * FROM hold_credits($1, $2, $3, $4, make_interval(secs => $5), $6, $7)"
+_SETTLE = "SELECT * FROM settle_credits($1)"
+_CHARGE = "0.0011"
+_USAGE = {
+    "provider": "openai", "model": "openai/gpt-4o-mini", "model_group": "gpt-4o-mini", "power_level": "balanced",
+    "byok_used": False, "endpoint": "chat", "call_type": "acompletion", "streamed": False, "attempts": 1,
+    "prompt_tokens": 20, "completion_tokens": 30, "total_tokens": 50, "cost_usd": "0.00002", "cost_source": "usage",
+    "latency_ms": 5, "success": True, "status_code": 200, "metadata": {},
+}  # fmt: skip
+
+_CALL: ContextVar[tuple[uuid.UUID, str] | None] = ContextVar("bench_bare_call", default=None)
+_turns = itertools.count()
+
+
+async def user_api_key_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
+    """Takes everybody for the same user."""
+    return UserAPIKeyAuth(api_key=api_key, user_id="bench", user_role=LitellmUserRoles.INTERNAL_USER)
+
+
+class Bare(CustomLogger):  # type: ignore[misc]  # LiteLLM's class has no types we can see
+    """Hold, settle, and a header."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._connections: list[asyncpg.Connection[asyncpg.Record]] = []
+        self._waiting: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: UserAPIKeyAuth, cache: Any, data: dict[str, Any], call_type: str
+    ) -> dict[str, Any]:
+        """The first commit."""
+        hold_id, user = uuid.uuid4(), f"bench-{next(_turns) % int(os.environ[USERS]) + 1}"
+        await self._ask(_HOLD, hold_id, user, 1, 1, 120.0, "balanced", {"model": "gpt-4o-mini", "endpoint": "chat"})
+        _CALL.set((hold_id, user))
+        return data
+
+    async def async_post_call_success_hook(
+        self, data: dict[str, Any], user_api_key_dict: UserAPIKeyAuth, response: Any
+    ) -> Any:
+        """The second commit of a plain answer."""
+        await self._settle()
+        return response
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: UserAPIKeyAuth, response: Any, request_data: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        """The second commit of a stream, before the chunk that has its usage."""
+        async for chunk in response:
+            if getattr(chunk, "usage", None) is not None:
+                await self._settle()
+            yield chunk
+
+    async def async_post_call_response_headers_hook(self, *_: Any, **__: Any) -> dict[str, str]:
+        """What was charged."""
+        return {"x-uc-credits-charged": _CHARGE}
+
+    async def _settle(self) -> None:
+        if (call := _CALL.get()) is None:
+            return
+        _CALL.set(None)
+        hold_id, user = call
+        settled = asyncio.get_running_loop().create_future()
+        record = {"hold_id": str(hold_id), "user_id": user, "action": "settle", "charge": _CHARGE, "usage": _USAGE}
+        self._waiting.append((record, settled))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        await settled
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            await self._ask(_SETTLE, [record for record, _ in batch])
+            for _, settled in batch:
+                settled.set_result(None)
+
+    async def _ask(self, sql: str, *arguments: Any) -> None:
+        connection = self._connections.pop() if self._connections else await _connect()
+        await connection.fetch(sql, *arguments)
+        self._connections.append(connection)
+
+
+async def _connect() -> asyncpg.Connection[asyncpg.Record]:
+    made = await asyncpg.connect(os.environ[DATABASE], server_settings={"search_path": "uc, pg_temp"})
+    await made.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+    return made
+
+
+handler = Bare()
