@@ -22,7 +22,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 from litellm import Router
 
-from uc_litellm_plugin import catalog, ranking, routes, settings
+from uc_litellm_plugin import ranking, routes, settings, vocabularies
 from uc_litellm_plugin.breaker import Standing, Status
 from uc_litellm_plugin.call import Caller
 from uc_litellm_plugin.catalog import Catalog
@@ -107,7 +107,7 @@ def planner_of(candidates: Callable[[str], list[Candidate]], known: Mapping[str,
             providers=lambda: {name: name for name in PROVIDERS},
             standing=lambda candidate: known[candidate.deployment],
             own_keys=no_keys,
-            tokenizer=catalog.tokenizer(),
+            tokenizer=vocabularies.bounding(),
         ),
     )
 

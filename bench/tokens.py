@@ -30,12 +30,13 @@ import typer
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
+import litellm
 import tiktoken
 from tokenizers import Tokenizer
 
 from bench import records
 from bench.prose import PROSE
-from uc_litellm_plugin import catalog, demand, routes, tokens
+from uc_litellm_plugin import demand, routes, tokens, vocabularies
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 LENGTHS = (200, 3_000, 40_000)
@@ -70,6 +71,7 @@ def models(directory: Path | None) -> Iterator[Model]:
 
 
 def _tiktoken(name: str) -> Count:
+    litellm.encoding  # noqa: B018  It points tiktoken to the files that LiteLLM ships.
     encoding = tiktoken.get_encoding(name)
     return lambda text: len(encoding.encode(text, disallowed_special=()))
 
@@ -164,7 +166,7 @@ def main(
     typer.echo(f"{sum(map(len, kinds.values()))} texts of {LENGTHS} characters, seed {seed}; bound / true count:\n"
                "median (least), misses below\n")  # fmt: skip
     typer.echo(records.row(["model", "counted by", *kinds, "misses"]) + "\n" + records.rule(len(kinds) + 3))
-    tokenizer = catalog.tokenizer()
+    tokenizer = vocabularies.bounding()
     for model in models(tokenizers):
         cells, missed = [], 0
         for found in kinds.values():

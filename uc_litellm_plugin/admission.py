@@ -110,8 +110,10 @@ class Admission:
 
 def _amounts(call: Call) -> tuple[Decimal, Decimal]:
     """The credits a call wants held, and the least that it can do with."""
+    plan = call.plan
     try:
-        return call.plan.cost(call.plan.wanted_cap), call.plan.cost(call.plan.smallest_cap)
+        wanted = plan.cost(plan.wanted_cap)
+        return wanted, wanted if plan.smallest_cap == plan.wanted_cap else plan.cost(plan.smallest_cap)
     except ArithmeticError:
         raise BadRequest("The worst case of this call is beyond any balance: lower max_tokens.",
                          code="too_expensive", param="max_tokens") from None  # fmt: skip

@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 from .demand import Demand
 from .plan import Candidate, Plan
 from .power import PowerLevel
-from .pricing import ZERO
+from .prices import ZERO
 from .ranking import LeftOut, Option
 from .requests import Inbound
 from .routes import Endpoint
-from .tokens import Tokenizer, input_estimate
+from .tokens import input_estimate
 from .wish import Wish
 
 
@@ -196,11 +196,11 @@ class Call:
             return False
         return self.demand.reasoning_asked or "claude" not in candidate.model
 
-    def estimated_input(self, tokenizer: Tokenizer) -> int:
-        """Input tokens to charge where the provider did not say."""
+    def estimated_input(self, counted: int) -> int:
+        """Input tokens to charge where the provider did not say, by the count of the request's text."""
         candidate = self.answering
         model, context = (candidate.model, candidate.context) if candidate else (self.model, None)
-        return input_estimate(self.demand, tokenizer, model, context)
+        return input_estimate(self.demand, counted, model, context)
 
     def output_cap(self, candidate: Candidate) -> int:
         """The cap for one candidate: the held one, or the model's own limit where that is smaller."""

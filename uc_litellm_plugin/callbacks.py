@@ -27,11 +27,11 @@ from . import (
 )
 from .call import CURRENT, Answer, Call, Caller
 from .errors import BadRequest, DatabaseError, NotFound, Refusal, Unexpected, kind_of, status_of
+from .estimates import Estimate
 from .failover import Reopened
 from .plan import Candidate
 from .reception import Reception
 from .refusals import Refused, unreachable
-from .tokens import count
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         self.reception = Reception(self.worker, lambda: proxy_server.llm_router)
         self._attempts = self.reception.attempts
         self._settlement = self.reception.settlement
-        self._tokenizer = self.reception.tokenizer
+        self._estimates = self.reception.estimates
         self._authentication = identity.Authentication(self.worker.accounts, self.worker.settings)
 
     async def authenticate(self, request: Request, api_key: str | None) -> UserAPIKeyAuth:
@@ -150,7 +150,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             response = Reopened(response, lambda error: self._reopen(call, request_data, error))
         drain_s = self.worker.settings.holds.abort_drain_s
         stream = streams.settled(
-            call, response, self._settlement, self._tokenizer, drain_s, lambda: self._attempts.succeeded(call, response)
+            call, response, self._settlement, self._estimates, drain_s, lambda: self._attempts.succeeded(call, response)
         )
         try:
             async for chunk in stream:
@@ -181,7 +181,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         self._attempts.ended(call)
         status = status_of(original_exception)
         if status == departures.CLIENT_LEFT:
-            await departures.left(call, self._settlement, self._tokenizer)
+            await departures.left(call, self._settlement, self._estimates)
         elif call.delivery is not None:
             await call.delivery.cut_off(status, kind_of(original_exception))
         else:
@@ -208,7 +208,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
     ) -> dict[str, str] | None:
         """Our headers; what was charged is known on plain answers only."""
         call = CURRENT.get()
-        return None if call is None else inbound.late(call.headers)
+        return None if call is None else inbound.headers(call)
 
     async def _reopen(self, call: Call, data: dict[str, Any], error: Exception) -> Any:
         """The stream of the plan's next candidate; the fault where there is none."""
@@ -229,7 +229,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         call = await self.reception.admission.admit(endpoint, sent, caller, str(data.get("model")))
         self.worker.calls.add(call)
         CURRENT.set(call)
-        departures.watch(call, self._settlement, self._tokenizer)
+        departures.watch(call, self._settlement, self._estimates)
         return inbound.prepared(
             call, data, self.worker.settings.requests.extra_fields, ours=identity.IDENTIFIED.get() is not None
         )
@@ -279,10 +279,8 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         if cached:
             return await self._settlement.charge(call, Answer(usage or {}, "cache"))
         if usage is None or answers.is_half(usage, lambda: answers.text_of(response) if call.demand.writes else ""):
-            wrote = count(answers.text_of(response), self._tokenizer) if call.demand.writes else 0
-            read = call.estimated_input(self._tokenizer)
-            usage = answers.estimated(call.endpoint.dialect, read, wrote, usage)
-            return await self._settlement.charge(call, Answer(usage, "estimate", service_tier=tier))
+            wrote = answers.text_of(response) if call.demand.writes else ""
+            return await self._estimates.charge(call, Estimate(wrote, usage, service_tier=tier))
         return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import litellm
-import tiktoken
 from litellm.types.router import CustomPricingLiteLLMParams
 
-from . import pricing
+from . import prices
 from .errors import BadRequest
 from .plan import Candidate
-from .pricing import PriceEntry
-from .tokens import remembering
+from .prices import PriceEntry
 
 logger = logging.getLogger(__name__)
 
 # Models that search the web unasked: their fee is not in the usage, and their findings have no bound.
 _SEARCHERS = ("sonar", "search-preview", "search-api", "deep-research")
 _CUSTOM_PRICES = frozenset(CustomPricingLiteLLMParams.model_fields)
+_OF_PARAMS = _CUSTOM_PRICES | {"model", "custom_llm_provider", "api_base", "base_model"}
 
 
 class Catalog:
@@ -41,6 +41,7 @@ class Catalog:
         self._provider_name = provider_name
         self._announced_free: set[str] = set()
         self._snapshots: dict[str, PriceEntry] = {}
+        self._made: dict[tuple[str, str], _Made] = {}
 
     def candidates(self, model: str) -> list[Candidate]:
         """The priced deployments of a model group and of all groups it can fall back to.
@@ -85,13 +86,35 @@ class Catalog:
 
     def _candidate(self, router: Any, deployment: Mapping[str, Any], group: str) -> Candidate | None:
         params, info = deployment["litellm_params"], deployment.get("model_info") or {}
+        if not _is_named(router, group):
+            return self._make(params, info, group, by_pattern=True)
+        facts = _Facts.of(params, info)
+        made = self._made.get((group, info["id"]))
+        if made is not None and made.facts == facts and self._is_current(made):
+            return made.candidate
+        candidate = self._make(params, info, group, by_pattern=False)
+        if candidate is not None:
+            model, provider = candidate.model, candidate.litellm_provider
+            names = {candidate.price_name, *prices.names(_base(params, info, model), provider)}
+            entries = {name: self._snapshot(name) for name in names.union(prices.names(model, provider))}
+            self._made[group, info["id"]] = _Made(facts, entries, candidate)
+        return candidate
+
+    def _is_current(self, made: _Made) -> bool:
+        """Whether what a candidate rests on beside its deployment is as it was."""
+        name = made.facts.info.get("uc_provider") or self._provider_name(made.candidate.litellm_provider)
+        return made.candidate.provider == name and all(
+            litellm.model_cost.get(name) == entry for name, entry in made.entries.items()
+        )
+
+    def _make(
+        self, params: Mapping[str, Any], info: Mapping[str, Any], group: str, *, by_pattern: bool
+    ) -> Candidate | None:
         model, provider = _split(params)
         custom = any(source[key] is not None for source in (params, info) for key in _CUSTOM_PRICES & source.keys())
-        name = (
-            info["id"] if custom else _price_name(info.get("base_model") or params.get("base_model") or model, provider)
-        )
+        name = info["id"] if custom else _price_name(_base(params, info, model), provider)
         entry = self._snapshot(name)
-        if name is None or entry is None or not pricing.is_priced(entry, written_by_operator=custom):
+        if name is None or entry is None or not prices.is_priced(entry, written_by_operator=custom):
             logger.warning("deployment %s of %s has no price: it gets no calls", info.get("id"), group)
             return None
         if any(part in model for part in _SEARCHERS):
@@ -116,7 +139,7 @@ class Catalog:
             quality=_quality(info),
             own_key_only=info.get("uc_own_key_only") is True,
             ours=info.get("uc_routing") is not False,
-            by_pattern=not _is_named(router, group),
+            by_pattern=by_pattern,
         )
 
     def _snapshot(self, name: str | None) -> PriceEntry | None:
@@ -128,29 +151,38 @@ class Catalog:
         return self._snapshots[name]
 
     def _announce_free(self, group: str, deployment: str, entry: Mapping[str, Any]) -> None:
-        if deployment not in self._announced_free and pricing.is_free(entry):
+        if deployment not in self._announced_free and prices.is_free(entry):
             self._announced_free.add(deployment)
             logger.warning("deployment %s of %s is free of charge: its operator set its price to 0", deployment, group)
 
 
-def tokenizer() -> Callable[[str], int]:
-    """The larger count of OpenAI's two tokenizers; LiteLLM ships their data (litellm_core_utils/tokenizers)."""
-    older = newer = _lean(litellm.encoding)
-    try:
-        newer = _lean(tiktoken.get_encoding("o200k_base"))
-    except (OSError, ValueError) as error:
-        # An operator's own cache directory without this encoding, and no network to fetch it.
-        logger.warning("o200k_base is not at hand, holds of OpenAI's newer models may be too low: %s", error)
-    return remembering(
-        lambda text: max(len(older.encode(text, disallowed_special=())), len(newer.encode(text, disallowed_special=())))
-    )
+@dataclass(frozen=True)
+class _Facts:
+    """What of a deployment makes its candidate; `==` takes 1 for `true`, so the types are here, too."""
+
+    params: Mapping[str, Any]
+    info: Mapping[str, Any]
+    types: tuple[type, ...]
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], info: Mapping[str, Any]) -> _Facts:
+        """Copies; the deployment's key is not kept here."""
+        kept = {key: value for key, value in params.items() if key in _OF_PARAMS}
+        return cls(kept, dict(info), tuple(map(type, (*kept.values(), *info.values()))))
 
 
-def _lean(encoding: Any) -> Any:
-    """The same without Python's copy of its vocabulary, which only pickling reads: 15 and 30 MB of each worker."""
-    if isinstance(encoding, tiktoken.Encoding):  # Some releases of LiteLLM have one of their own, in Rust.
-        encoding._mergeable_ranks = {}
-    return encoding
+@dataclass(frozen=True)
+class _Made:
+    """A candidate with what it was made of: the entries it has, would rather have had, and takes limits from."""
+
+    facts: _Facts
+    entries: Mapping[str, PriceEntry | None]
+    candidate: Candidate
+
+
+def _base(params: Mapping[str, Any], info: Mapping[str, Any], model: str) -> str:
+    """The model whose prices the operator wants."""
+    return str(info.get("base_model") or params.get("base_model") or model)
 
 
 def _deployments(router: Any, group: str) -> list[Mapping[str, Any]]:
@@ -206,15 +238,14 @@ def _split(params: Mapping[str, Any]) -> tuple[str, str]:
 
 def _price_name(model: str, provider: str) -> str | None:
     """The key of a model's priced entry in the price map, None when it has none."""
-    bare = model.removeprefix(f"{provider}/")
-    names = (f"{provider}/{bare}", model, bare)
-    return next((n for n in names if pricing.is_priced(litellm.model_cost.get(n), written_by_operator=False)), None)
+    entries = ((name, litellm.model_cost.get(name)) for name in prices.names(model, provider))
+    return next((name for name, entry in entries if prices.is_priced(entry, written_by_operator=False)), None)
 
 
 def _quality(info: Mapping[str, Any]) -> Decimal | None:
     score = info.get("quality_score")
     is_score = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 100
-    return pricing.exact(score) if is_score else None
+    return prices.exact(score) if is_score else None
 
 
 def _known_limits(model: str, provider: str) -> Mapping[str, Any]:

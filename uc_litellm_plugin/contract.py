@@ -39,6 +39,8 @@ def check() -> None:
         Parts have moved; the message names each, the versions that are supported, and the way out.
     """
     moved = [*unfit_release(metadata.version("litellm")), *moved_parts(PARTS)]
+    # Two million characters, which nobody reads again.
+    _source.cache_clear()
     # What the arithmetic says is of no use where its parts are missing.
     moved += [] if moved else list(moved_prices())
     if moved:

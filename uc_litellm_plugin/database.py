@@ -145,29 +145,12 @@ class Database:
                 idempotent = patience.asked = False
 
     async def _call_once(self, statement: Callable[[_Lent], Awaitable[T]], patience: Patience) -> T:
-        async with self._lend() as connection:
-            patience.ask()
-            if patience.seconds <= self._timeout_s:
-                return await statement(connection)
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
-                await connection.execute(f"SET LOCAL statement_timeout = {_milliseconds(patience.seconds)}")
-                result = await statement(connection)
-            except BaseException as error:
-                if is_in_step(error):  # Otherwise the connection is of no use, and may never answer.
-                    await transaction.rollback()
-                raise
-            await transaction.commit()
-            return result
-
-    @asynccontextmanager
-    async def _lend(self) -> AsyncIterator[_Lent]:
         pool = self._pool()
         connection = await pool.acquire()
         try:
-            yield connection
+            result = await self._run(statement, connection, patience)
             self._answers += 1
+            return result
         except BaseException as error:
             if is_broken(error):
                 await pool.expire_connections()  # A broken connection is seldom the only one.
@@ -178,6 +161,22 @@ class Database:
             raise
         finally:
             self._give_back(pool, connection)
+
+    async def _run(self, statement: Callable[[_Lent], Awaitable[T]], connection: _Lent, patience: Patience) -> T:
+        patience.ask()
+        if patience.seconds <= self._timeout_s:
+            return await statement(connection)
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await connection.execute(f"SET LOCAL statement_timeout = {_milliseconds(patience.seconds)}")
+            result = await statement(connection)
+        except BaseException as error:
+            if is_in_step(error):  # Otherwise the connection is of no use, and may never answer.
+                await transaction.rollback()
+            raise
+        await transaction.commit()
+        return result
 
     def _give_back(self, pool: asyncpg.Pool[Row], connection: _Lent) -> None:
         """Return a connection; whoever has an answer need not wait. What the pool cannot take back, it closes."""

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from . import answers
-from .call import Answer, Call
+from .call import Call
+from .estimates import Estimate, Estimates
 from .settlement import Settlement
-from .tokens import Tokenizer
 
 CLIENT_LEFT = 499
 
@@ -17,7 +16,7 @@ CLIENT_LEFT = 499
 _ENDING: set[asyncio.Future[Any]] = set()
 
 
-def watch(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
+def watch(call: Call, settlement: Settlement, estimates: Estimates) -> None:
     """End a call with its request where no hook has: nobody takes its stream any more, a plain answer passed by unseen,
     or the request was cancelled before anything of its answer passed by.
 
@@ -34,7 +33,7 @@ def watch(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
             if not _hands_on(request):
                 _begin(call.delivery.left())
         elif request.cancelled():
-            _begin(left(call, settlement, tokenizer))
+            _begin(left(call, settlement, estimates))
         elif call.unseen is not None:
             _begin(call.unseen())
 
@@ -54,7 +53,7 @@ def _begin(ending: Coroutine[Any, Any, Any]) -> None:
     task.add_done_callback(_ENDING.discard)
 
 
-async def left(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None:
+async def left(call: Call, settlement: Settlement, estimates: Estimates) -> None:
     """The client has gone before the answer began: once a provider has the request its input is charged, and the whole
     where the provider has answered."""
     if call.unseen is not None:
@@ -63,6 +62,5 @@ async def left(call: Call, settlement: Settlement, tokenizer: Tokenizer) -> None
     if not call.under_way:
         await settlement.release(call, CLIENT_LEFT, "client_disconnected")
         return
-    usage = answers.estimated(call.endpoint.dialect, call.estimated_input(tokenizer), 0)
     message = "the client left before the answer"
-    await settlement.charge(call, Answer(usage, "estimate", CLIENT_LEFT, "client_disconnected", message))
+    await estimates.charge(call, Estimate(status=CLIENT_LEFT, error_type="client_disconnected", error_message=message))

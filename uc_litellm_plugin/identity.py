@@ -24,6 +24,8 @@ from .throttle import Throttle
 logger = logging.getLogger(__name__)
 
 PAYER_HEADER = "x-uc-user-id"
+_BLANK = UserAPIKeyAuth()
+_WRITTEN_INTO = {name: value for name, value in _BLANK.__dict__.items() if isinstance(value, list | dict | set)}
 _ADMINISTRATORS = (LitellmUserRoles.PROXY_ADMIN, LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY)
 
 
@@ -202,8 +204,9 @@ def _as_written(value: str) -> str:
 def _auth(known: Bearer, caller: Caller | None, settings: Settings) -> UserAPIKeyAuth:
     tier = settings.tier(caller.tier) if caller else None
     payer, role = caller.user_id if caller else None, known.actor.role
-    return UserAPIKeyAuth(
+    return _filled_in(
         api_key=known.hashed,
+        token=known.hashed,
         user_id=payer or f"uc-{role}",
         # Set by us, so that neither a body's `user` nor a header can: litellm/proxy/auth/user_api_key_auth.py.
         end_user_id=payer,
@@ -212,6 +215,14 @@ def _auth(known: Bearer, caller: Caller | None, settings: Settings) -> UserAPIKe
         user_rpm_limit=tier.rpm_limit if tier else None,
         user_tpm_limit=tier.tpm_limit if tier else None,
     )
+
+
+def _filled_in(**fields: Any) -> UserAPIKeyAuth:
+    """A copy of a blank: to check its 120 fields takes a tenth of a millisecond of each call. LiteLLM writes into its
+    lists and dicts, so that each has its own."""
+    made = _BLANK.model_copy(update=fields)
+    made.__dict__.update({name: value.copy() for name, value in _WRITTEN_INTO.items()})
+    return made
 
 
 def _as_caller(account: Account, known: Bearer) -> Caller:

@@ -170,13 +170,18 @@ class Late(str):
         return self.later().encode(encoding, errors)
 
 
+def headers(call: Call) -> dict[str, str]:
+    """What a client is told in HTTP headers; those of a stream are looked up when they are sent."""
+    return late(call.headers) if call.streamed else call.headers()
+
+
 def late(headers: Callable[[], dict[str, str]]) -> dict[str, str]:
     """Headers whose values are looked up when they are sent."""
 
-    def as_it_will_be(name: str) -> Late:
-        return Late(headers()[name], lambda: headers()[name])
+    def as_it_will_be(name: str, now: str) -> Late:
+        return Late(now, lambda: headers()[name])
 
-    return {name: as_it_will_be(name) for name in headers()}
+    return {name: as_it_will_be(name, now) for name, now in headers().items()}
 
 
 def is_health_check(kwargs: Mapping[str, Any]) -> bool:

@@ -117,9 +117,7 @@ class Injection:
 
         None where the attempt under way has no such key: the stand-in goes out as it is, and the provider refuses it.
         """
-        call = CURRENT.get()
-        candidate = None if call is None else call.answering
-        key = None if candidate is None else candidate.own_key
+        key = _key_in_use()
         if key is None or key.provider != provider:
             return None
         # To an address of the user's own only through the client that checks where it leads.
@@ -163,7 +161,7 @@ def _let_out(key_of: Callable[[str, httpx.AsyncClient], Open | None]) -> None:
     stock: Send = getattr(httpx.AsyncClient.send, "stock", httpx.AsyncClient.send)
 
     async def send(self: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
-        provider = _provider_asked(request)
+        provider = None if _key_in_use() is None else _provider_asked(request)
         open_key = None if provider is None else key_of(provider, self)
         if provider is None or open_key is None:
             return await stock(self, request, **options)
@@ -171,6 +169,13 @@ def _let_out(key_of: Callable[[str, httpx.AsyncClient], Open | None]) -> None:
 
     send.stock = stock  # type: ignore[attr-defined]
     httpx.AsyncClient.send = send  # type: ignore[method-assign]
+
+
+def _key_in_use() -> ProviderKey | None:
+    """The caller's own key that the attempt under way is made with."""
+    call = CURRENT.get()
+    candidate = None if call is None else call.answering
+    return None if candidate is None else candidate.own_key
 
 
 def _provider_asked(request: httpx.Request) -> str | None:

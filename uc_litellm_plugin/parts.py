@@ -127,19 +127,19 @@ _PRICING = (
                                             "router_model_id call_type service_tier"),
     _function("litellm", "AnthropicConfig.calculate_usage", "usage_object reasoning_content", 1),
     _function("litellm", "get_llm_provider", "model api_base"),
-    _function("litellm", "encoding.encode", "disallowed_special", 1),
     _function("litellm.types.utils", "ModelResponse", "model usage"),
     _function("litellm.types.utils", "Usage", "prompt_tokens completion_tokens total_tokens prompt_tokens_details "
                                               "completion_tokens_details"),
     Part("litellm.types.router", "CustomPricingLiteLLMParams.model_fields"),
-    *_values("litellm", "model_cost provider_list NotFoundError BadRequestError"),
+    *_values("litellm", "model_cost provider_list cost_discount_config cost_margin_config NotFoundError "
+                        "BadRequestError"),
 )  # fmt: skip
 
 _PROXY = (
     _function(_TYPES, "ProxyException", "message type param code headers"),
     _function(_TYPES, "ProxyException.to_dict", "", 1),
-    _function(_TYPES, "UserAPIKeyAuth", "api_key user_id end_user_id user_role key_alias user_rpm_limit "
-                                        "user_tpm_limit"),
+    _function(_TYPES, "UserAPIKeyAuth", "api_key token user_id end_user_id user_role key_alias "
+                                        "user_rpm_limit user_tpm_limit"),
     _coroutine(_SERVER, "proxy_shutdown_event"),
     _coroutine("litellm.proxy.auth.user_api_key_auth", "user_api_key_auth", "request"),
     _coroutine("litellm.proxy.common_utils.http_parsing_utils", "_read_request_body", "request"),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from . import pricing
+from . import prices, pricing
 from .demand import Demand
 from .errors import BadRequest
-from .pricing import Rates, Terms
+from .prices import Rates
+from .pricing import Terms
 from .provider_key import ProviderKey
 from .requests import LARGEST_CAP
 from .tokens import input_bound, unseen
@@ -237,14 +238,14 @@ def _bound(demand: Demand, counted: int, candidate: Candidate, unbounded_input: 
         )
     if hidden or demand.whole_context:
         tokens = max(tokens, _whole_context(candidate))
-    trigger = pricing.Trigger(
+    trigger = prices.Trigger(
         input_tokens=tokens,
         caches=demand.caches or _caches_unasked(candidate),
         images=bool(demand.images or demand.remote_images or demand.whole_context),
         speech=bool(demand.audio_bytes or demand.speaks),
         tier=demand.tier,
     )
-    return Bound(candidate, tokens, pricing.dearest(candidate.prices, trigger).times(candidate.share))
+    return Bound(candidate, tokens, prices.dearest(candidate.prices, trigger).times(candidate.share))
 
 
 def _whole_context(candidate: Candidate) -> int:

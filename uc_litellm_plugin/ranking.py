@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from . import pricing
+from . import prices
 from .breaker import Standing
 from .plan import Candidate
 from .power import PowerLevel
@@ -180,12 +180,12 @@ def _sorted_by(sort: str, option: Option) -> Decimal | float:
     return _UNKNOWN if speed is None else -speed
 
 
-def _too_dear(prices: Mapping[str, Any], wish: Wish) -> bool:
+def _too_dear(entry: Mapping[str, Any], wish: Wish) -> bool:
     """By the plain rates; a deployment that has none (priced in steps) is compared by its dearest step."""
     limits = ((wish.max_prompt_price, "input_cost_per_token"), (wish.max_completion_price, "output_cost_per_token"))
-    return any(most is not None and _rate(prices, key) * _MILLION > most for most, key in limits)
+    return any(most is not None and _rate(entry, key) * _MILLION > most for most, key in limits)
 
 
-def _rate(prices: Mapping[str, Any], key: str) -> Decimal:
-    steps = [step.get(key) for step in prices.get("tiered_pricing") or ()]
-    return max((pricing.exact(rate) for rate in [prices.get(key), *steps] if rate is not None), default=Decimal(0))
+def _rate(entry: Mapping[str, Any], key: str) -> Decimal:
+    steps = [step.get(key) for step in entry.get("tiered_pricing") or ()]
+    return max((prices.exact(rate) for rate in [entry.get(key), *steps] if rate is not None), default=Decimal(0))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import catalog, costs, endpoints, strategy
+from . import costs, endpoints, strategy, vocabularies
 from .admission import Admission
 from .attempts import Attempts
 from .catalog import Catalog
+from .estimates import Estimates
 from .injection import Injection
 from .key_health import KeyHealth
 from .planner import Known, Planner
@@ -34,10 +35,11 @@ class Reception:
     def __init__(self, worker: Worker, router: Callable[[], Any]) -> None:
         settings = worker.settings
         self.worker = worker
-        self.tokenizer = catalog.tokenizer()
+        self._bounding = vocabularies.bounding()
         self.attempts = Attempts(worker.health, KeyHealth(settings.health), worker.note_key_fault)
         self.injection = Injection(worker.open_key, endpoints.client(settings.byok, timeout_s=_OWN_ENDPOINT_S))
         self.settlement = Settlement(worker.ledger.settle, costs.cost, self.attempts.measured)
+        self.estimates = Estimates(self.settlement, vocabularies.whole(otherwise=self._bounding))
         self._router = router
         self._provider_names: Mapping[str, str] = {}
         self._catalog = Catalog(router, self._provider_name)
@@ -64,7 +66,7 @@ class Reception:
             providers=self._providers,
             standing=self.attempts.standing,
             own_keys=self.worker.own_keys,
-            tokenizer=self.tokenizer,
+            tokenizer=self._bounding,
         )
 
     def _providers(self) -> Mapping[str, str]:

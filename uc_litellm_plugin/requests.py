@@ -163,7 +163,7 @@ def check_model(model: Any) -> None:
     """
     if not isinstance(model, str) or not model.strip() or len(model) > 512:
         raise BadRequest("'model' must name one model.", code="invalid_model", param="model")
-    if "," in model or any(unicodedata.category(char) == "Cc" for char in model):
+    if "," in model or not (model.isprintable() or all(unicodedata.category(char) != "Cc" for char in model)):
         raise BadRequest(
             "'model' must name one model: no commas, no control characters.", code="invalid_model", param="model"
         )
@@ -225,5 +225,7 @@ def clean(value: Any, longest: int) -> str | None:
     """
     if not isinstance(value, str):
         return None
-    kept = "".join(char for char in value[:longest] if unicodedata.category(char) not in ("Cc", "Cs"))
+    kept = value[:longest]
+    if not kept.isprintable():
+        kept = "".join(char for char in kept if unicodedata.category(char) not in ("Cc", "Cs"))
     return kept.strip() or None

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from . import answers, metrics, pricing
+from . import answers, metrics, prices, pricing
 from .call import Answer, Call, Outcome
 from .outbox import Record
 from .plan import Candidate
@@ -78,7 +78,7 @@ class Settlement:
             # Whatever LiteLLM stumbles over, a delivered answer is not free: the plan's dearest rates apply.
             logger.exception("LiteLLM cannot price call %s; charging the plan's dearest rates", call.id)
             tokens = answers.tokens(answer.usage)
-            rates = pricing.dearest(candidate.prices, pricing.Trigger(tokens["prompt_tokens"]))
+            rates = prices.dearest(candidate.prices, prices.Trigger(tokens["prompt_tokens"]))
             return pricing.usd(pricing.worst_usd(rates, tokens["prompt_tokens"], tokens["completion_tokens"]))
 
     def _credits(self, call: Call, usd: Decimal) -> Decimal:
@@ -119,7 +119,7 @@ def _answered(call: Call, answer: Answer, usd: Decimal) -> dict[str, Any]:
     tokens = answers.tokens(answer.usage)
     latency_ms = call.latency_ms()
     # What a user's own endpoint makes up of its usage must not keep the charge out of the books.
-    usd = min(max(usd, pricing.ZERO), pricing.LARGEST_USD) if usd.is_finite() else pricing.ZERO
+    usd = min(max(usd, prices.ZERO), pricing.LARGEST_USD) if usd.is_finite() else prices.ZERO
     return {
         **_facts(call),
         **tokens,
@@ -187,9 +187,7 @@ def _metadata(call: Call) -> dict[str, Any]:
         "max_output_tokens": call.cap or None,
         "deployment": candidate.deployment if candidate else None,
         "group": candidate.group if candidate else None,
-        "prices": {key: str(value) for key, value in candidate.prices.items() if _is_rate(key, value)}
-        if candidate
-        else None,
+        "prices": prices.of(candidate.prices).written if candidate else None,
         "api_key_id": call.caller.api_key_id,
         "acted_by": call.caller.acted_by,
         "acted_as": call.caller.role if call.caller.acted_by else None,
@@ -198,7 +196,3 @@ def _metadata(call: Call) -> dict[str, Any]:
         "response_id": call.response_id,
     }
     return {key: value for key, value in facts.items() if value is not None}
-
-
-def _is_rate(key: str, value: Any) -> bool:
-    return "_cost" in key and isinstance(value, int | float)

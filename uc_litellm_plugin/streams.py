@@ -10,11 +10,11 @@ from typing import Any
 import anyio
 
 from . import answers, dialects, routes
-from .call import Answer, Call
+from .call import Answer, Call, Outcome
 from .departures import CLIENT_LEFT
 from .errors import status_of
+from .estimates import Estimate, Estimates
 from .settlement import Settlement
-from .tokens import Tokenizer, count
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ async def settled(
     call: Call,
     response: Any,
     settlement: Settlement,
-    tokenizer: Tokenizer,
+    estimates: Estimates,
     drain_s: float,
     on_first: Callable[[], None],
 ) -> AsyncIterator[Any]:
@@ -37,14 +37,14 @@ async def settled(
     ----------
     response
         LiteLLM's stream of chunks.
-    tokenizer
-        Counts what was delivered when the provider does not say.
+    estimates
+        Count and charge what was delivered when the provider does not say.
     drain_s
         How long a stream that reasons unseen is read on for its usage after the client has left. Seconds.
     on_first
         Called once, at the first output.
     """
-    relay = _Relay(call, response, settlement, tokenizer, drain_s, on_first)
+    relay = _Relay(call, response, settlement, estimates, drain_s, on_first)
     call.delivery = relay
     try:
         async for event in relay.events():
@@ -67,7 +67,7 @@ class _Relay:
         call: Call,
         response: Any,
         settlement: Settlement,
-        tokenizer: Tokenizer,
+        estimates: Estimates,
         drain_s: float,
         on_first: Callable[[], None],
     ) -> None:
@@ -76,7 +76,7 @@ class _Relay:
         self._source = response.__aiter__()
         self._stream = dialects.stream_of(call.endpoint.dialect)
         self._settlement = settlement
-        self._tokenizer = tokenizer
+        self._estimates = estimates
         self._drain_s = drain_s
         self._on_first = on_first
         self._has_left = False
@@ -164,11 +164,13 @@ class _Relay:
         else:
             await self._charge(self._estimate(status, error))
 
-    async def _charge(self, answer: Answer) -> Any:
+    async def _charge(self, answer: Answer | Estimate) -> Outcome:
         self._call.response_id = self._stream.response_id
+        if isinstance(answer, Estimate):
+            return await self._estimates.charge(self._call, answer)
         return await self._settlement.charge(self._call, answer)
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> Answer | Estimate:
         usage = self._stream.usage
         if self._is_cached():
             return Answer(usage or {}, "cache")
@@ -178,19 +180,16 @@ class _Relay:
             return self._estimate()
         return Answer(usage, _source(self._call, usage), service_tier=self._stream.service_tier)
 
-    def _estimate(self, status: int = 200, error: str | None = None) -> Answer:
-        wrote = count(self._stream.text, self._tokenizer)
+    def _estimate(self, status: int = 200, error: str | None = None) -> Estimate:
+        least = 0
         message = None if error is None else "cut after part of the answer; the delivered part was charged"
         if status == CLIENT_LEFT and self._call.reasons_unseen and not self._stream.counted:
             # Nobody can see what it thought, and leaving early must not make thinking free.
-            wrote = max(wrote, self._call.cap * self._call.plan.answers)
+            least = self._call.cap * self._call.plan.answers
             message = "the client left and no usage came; a model that reasons unseen is charged its output limit"
         known = self._reported() or self._stream.usage
-        read = self._call.estimated_input(self._tokenizer)
-        usage = answers.estimated(
-            self._call.endpoint.dialect, read, wrote, known if answers.says_something(known) else None
-        )
-        return Answer(usage, "estimate", status, error, message, self._stream.service_tier)
+        seen = known if answers.says_something(known) else None
+        return Estimate(self._stream.text, seen, least, status, error, message, self._stream.service_tier)
 
     def _is_cached(self) -> bool:
         """Whether LiteLLM plays the stream from its response cache."""

@@ -1,9 +1,10 @@
 """How many tokens the input of a request can be, and what it is taken for when nobody says.
 
-The text is counted with the tokenizers that OpenAI publishes, which bounds OpenAI's models exactly. For the others it
-is the larger of that count times a factor per family, and of a count by kinds of characters that no packing of whole
-phrases into one token defeats. A token of every tokenizer in use stands for at least one byte (byte-level BPE, or
-SentencePiece with byte fallback), so the bytes bound all of them. Images and audio come from a table.
+The text is counted with the heads of the vocabularies that OpenAI publishes (`vocabularies`), which bounds OpenAI's
+models. For the others it is the larger of that count times a factor per family, and of a count by kinds of characters
+that no packing of whole phrases into one token defeats. A token of every tokenizer in use stands for at least one byte
+(byte-level BPE, or SentencePiece with byte fallback), so the bytes bound all of them. Images and audio come from a
+table.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Family:
     factor
         Most tokens per token of our count.
     exact
-        Our count is by this family's own tokenizers.
+        Our count is by the heads of this family's own vocabularies.
     image
         Most tokens one image costs.
     remote_images
@@ -100,8 +101,8 @@ def shares(text: str) -> Iterator[str]:
 def remembering(tokenizer: Tokenizer, most: int = _REMEMBERED) -> Tokenizer:
     """The same tokenizer, with the counts of the latest whole pieces kept.
 
-    A conversation that goes on, a document that is asked about again, and an estimate after the count cost a digest of
-    what was counted before. The text itself is not kept.
+    A conversation that goes on and a document that is asked about again cost a digest of what was counted before. The
+    text itself is not kept.
 
     Parameters
     ----------
@@ -188,7 +189,7 @@ def _short_runs(data: bytes) -> float:
     return (one - two) * 0.6 + (two - three) * 0.4
 
 
-def input_estimate(demand: Demand, tokenizer: Tokenizer, model: str, context: int | None) -> int:
+def input_estimate(demand: Demand, counted: int, model: str, context: int | None) -> int:
     """The number of input tokens to charge when the provider does not say.
 
     It is on the high side, so that leaving before the provider's own count comes is never cheaper than waiting for it:
@@ -196,10 +197,12 @@ def input_estimate(demand: Demand, tokenizer: Tokenizer, model: str, context: in
 
     Parameters
     ----------
+    counted
+        Tokens of `demand.text` by the whole vocabularies.
     model, context
         Of the candidate that was asked.
     """
-    text = count(demand.text, tokenizer) + demand.token_ids
+    text = counted + demand.token_ids
     hidden = demand.whole_context or unseen(demand, model)
     return max(text + _media(demand, family(model)), context or 0 if hidden else 0)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from uc_litellm_plugin.pricing import Trigger, is_priced
+from uc_litellm_plugin.prices import Trigger, is_priced
 
 # LiteLLM logs in at the first two over the network as soon as it is asked about one of their models, and does not find
 # models of the third under their own names.

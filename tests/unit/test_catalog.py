@@ -8,13 +8,12 @@ from typing import Any
 
 import litellm
 import pytest
-import tiktoken
 from litellm import Router
 from litellm.types.utils import ModelResponse, Usage
 
 from tests.unit.costs import random_trigger, random_usage, sample
 from tests.unit.samples import held_call
-from uc_litellm_plugin import catalog, costs, pricing
+from uc_litellm_plugin import catalog, costs, prices, pricing
 from uc_litellm_plugin.call import Answer, Outcome
 from uc_litellm_plugin.catalog import Catalog
 from uc_litellm_plugin.errors import BadRequest
@@ -138,12 +137,22 @@ def test_the_operators_prices_count_at_every_provider(provider: str) -> None:
             del litellm.model_cost[name]
 
 
+def test_the_operators_base_model_is_what_is_charged() -> None:
+    """Where a deployment's model has a price of its own, `base_model` counts all the same, by whichever arithmetic."""
+    router = Router(model_list=[deployment("based", "openai/gpt-4o", {"base_model": "gpt-4o-mini"})])
+    based = only(Catalog(lambda: router, lambda name: name), "based")
+    assert based.price_name == "gpt-4o-mini"
+    cached = litellms_cost("gpt-4o-mini", CACHED_USAGE)
+    assert costs.cost(based, CACHED_USAGE, "acompletion", None) == cached
+    assert costs.cost(based, CHAT_USAGE, "acompletion", None) == litellms_cost("gpt-4o-mini", CHAT_USAGE)
+
+
 @pytest.mark.parametrize("tier", ["flex", "priority", "default", "auto", None])
 def test_service_tiers_have_their_prices(found: Catalog, tier: str | None) -> None:
     """The tier that the provider served decides the rate."""
     candidate = only(found, "last")
     suffix = f"_{tier}" if candidate.prices.get(f"input_cost_per_token_{tier}") else ""
-    by_hand = 1000 * pricing.exact(candidate.prices[f"input_cost_per_token{suffix}"]) + 500 * pricing.exact(
+    by_hand = 1000 * prices.exact(candidate.prices[f"input_cost_per_token{suffix}"]) + 500 * prices.exact(
         candidate.prices[f"output_cost_per_token{suffix}"]
     )
     assert costs.cost(candidate, CHAT_USAGE, "acompletion", tier) == pricing.usd(by_hand)
@@ -202,6 +211,63 @@ def test_a_map_price_edited_under_way_does_not_count(found: Catalog, edited: str
     litellm.register_model({edited: {**litellm.model_cost[edited], "output_cost_per_token": 1e-2}})
     assert costs.cost(before, CHAT_USAGE, "acompletion", None) == cost
     assert costs.cost(only(found, "last"), CHAT_USAGE, "acompletion", None) > 5
+
+
+def test_a_candidate_is_made_once(found: Catalog) -> None:
+    """As long as nothing it is made of changes, a deployment's candidate is the same object."""
+    assert all(one is other for one, other in zip(found.candidates("mini"), found.candidates("mini"), strict=True))
+
+
+def test_what_a_candidate_is_made_of_may_change_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of the deployment, of its prices, of limits or of providers' names counts from the next
+    call on, and so does its withdrawal."""
+    router = Router(model_list=[deployment("group", "openai/gpt-4o-mini"), deployment("priced", "openai/gpt-4o")])
+    names = {"openai": "openai"}
+    found = Catalog(lambda: router, lambda name: names.get(name, name))
+    (first,), (listed,) = found.candidates("group"), router.get_model_list(model_name="group") or []
+
+    def now() -> Candidate:
+        return only(found, "group")
+
+    def undone() -> bool:
+        return now() == first
+
+    with monkeypatch.context() as edit:
+        edit.setitem(listed["litellm_params"], "input_cost_per_token", 9.0)
+        edit.setitem(litellm.model_cost, listed["model_info"]["id"], {**OWN_PRICES, "input_cost_per_token": 9.0})
+        assert (now().custom_prices, now().prices["input_cost_per_token"]) == (True, 9.0)
+    assert undone()
+    with monkeypatch.context() as edit:
+        edit.setitem(listed["litellm_params"], "model", "openai/gpt-4o")
+        assert now().model == "openai/gpt-4o"
+    assert undone()
+    facts = {"provider": ("uc_provider", "mine"), "quality": ("quality_score", 7),
+             "max_output": ("max_output_tokens", 3), "own_key_only": ("uc_own_key_only", True)}  # fmt: skip
+    for name, (key, value) in facts.items():
+        with monkeypatch.context() as edit:
+            edit.setitem(listed["model_info"], key, 1)
+            now()
+            edit.setitem(listed["model_info"], key, value)
+            assert getattr(now(), name) == value
+        assert undone()
+    with monkeypatch.context() as edit:
+        edit.setitem(litellm.model_cost["gpt-4o-mini"], "output_cost_per_token", 5.0)
+        assert now().prices["output_cost_per_token"] == 5.0
+    assert undone()
+    with monkeypatch.context() as edit:
+        # A name that is looked for before the one that was found.
+        edit.setitem(litellm.model_cost, "openai/gpt-4o-mini", {**litellm.model_cost["gpt-4o-mini"], "max_tokens": 11})
+        assert (now().price_name, now().max_output) != (first.price_name, first.max_output)
+    assert undone()
+    with monkeypatch.context() as edit:
+        edit.setitem(names, "openai", "open")
+        assert now().provider == "open"
+    assert undone()
+    with monkeypatch.context() as edit:
+        edit.delitem(litellm.model_cost, first.price_name)
+        with pytest.raises(BadRequest):
+            now()
+    assert undone()
 
 
 @pytest.mark.parametrize("model", ["priceless", "any/nonsense", "half", "routed"])
@@ -281,15 +347,8 @@ def test_the_worst_case_bounds_litellms_cost(name: str) -> None:
         wrote = rng.choice([0, 1, 500, 30_000])
         usage = random_usage(rng, trigger, wrote)
         cost = settlement._usd(call, candidate, Answer(usage, "usage", service_tier=trigger.tier))
-        worst = pricing.worst_usd(pricing.dearest(entry, trigger), trigger.input_tokens, wrote)
+        worst = pricing.worst_usd(prices.dearest(entry, trigger), trigger.input_tokens, wrote)
         assert cost <= worst + pricing.USD, (trigger, usage)
-
-
-def test_counting_keeps_no_second_vocabulary() -> None:
-    """The tokenizers count without the copy of their vocabulary that costs each worker 45 MB."""
-    tokenizer = catalog.tokenizer()
-    assert tiktoken.get_encoding("o200k_base")._mergeable_ranks == {}
-    assert tokenizer("hello world") == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.recordings import RECORDINGS, Player, Recording, frame
 from tests.unit.samples import held_call
-from tests.unit.tills import Till, all_dialects, all_of, at_every_event, playing, words
+from tests.unit.tills import Till, all_dialects, all_of, at_every_event, playing
 from uc_litellm_plugin import departures
 from uc_litellm_plugin.routes import MESSAGES, RESPONSES
 
@@ -80,7 +80,7 @@ async def test_a_stream_that_nobody_takes_any_more(recording: Recording, till: T
     stream = playing(call, till, Player(recording.events))
 
     async def request() -> None:
-        departures.watch(call, till.settlement, words)
+        departures.watch(call, till.settlement, till.estimates)
         await anext(stream)
 
     async def ended() -> None:

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.samples import TERMS
-from uc_litellm_plugin import pricing
-from uc_litellm_plugin.pricing import CREDIT, Rates, Terms, Trigger
+from uc_litellm_plugin import prices, pricing
+from uc_litellm_plugin.prices import Rates, Trigger
+from uc_litellm_plugin.pricing import CREDIT, Terms
 
 factors = st.decimals("0.01", "100", places=2)
 terms = st.builds(Terms, st.just("balanced"), factors, factors, st.decimals("0.1", "1000", places=1))
-prices = st.decimals("0", "0.001", places=12)
-rates = st.builds(Rates, prices, prices, prices)
+per_token = st.decimals("0", "0.001", places=12)
+rates = st.builds(Rates, per_token, per_token, per_token)
 
 
 def exactly(usd: Decimal, terms: Terms) -> Fraction:
@@ -110,7 +111,7 @@ def test_each_rate_counts_where_its_condition_can_be_met(trigger: Trigger, read:
         "input_cost_per_token_batches": 1, "output_cost_per_token_batches": 1,
         "search_context_cost_per_query": {"search_context_size_low": 50},
     }  # fmt: skip
-    assert pricing.dearest(entry, trigger) == Rates(Decimal(read), Decimal(wrote))
+    assert prices.dearest(entry, trigger) == Rates(Decimal(read), Decimal(wrote))
 
 
 @pytest.mark.parametrize("tier", ["ultrafast", "balanced", "decisions", "batches"])
@@ -118,7 +119,7 @@ def test_a_tier_nobody_asked_for_is_not_held(tier: str) -> None:
     """The rates of every service tier in LiteLLM's map stay out of a request that names none."""
     entry = {"input_cost_per_token": 1, "output_cost_per_token": 2}
     tiers = {f"{key}_{tier}": 99 for key in entry}
-    assert pricing.dearest({**entry, **tiers}, Trigger(1)) == Rates(Decimal(1), Decimal(2))
+    assert prices.dearest({**entry, **tiers}, Trigger(1)) == Rates(Decimal(1), Decimal(2))
 
 
 def test_tiered_prices_count_with_their_dearest_tier() -> None:
@@ -130,7 +131,7 @@ def test_tiered_prices_count_with_their_dearest_tier() -> None:
         ],
         "input_cost_per_request": 0.5,
     }
-    assert pricing.dearest(entry, Trigger(1)) == Rates(Decimal(3), Decimal(5), Decimal("0.5"))
+    assert prices.dearest(entry, Trigger(1)) == Rates(Decimal(3), Decimal(5), Decimal("0.5"))
 
 
 @pytest.mark.parametrize(
@@ -150,14 +151,14 @@ def test_tiered_prices_count_with_their_dearest_tier() -> None:
 )
 def test_what_has_a_price(entry: dict[str, Any] | None, by_operator: bool, priced: bool) -> None:
     """Missing is unpriced, 0 is a price only where the operator wrote it, and rates by time have no bound."""
-    assert pricing.is_priced(entry, written_by_operator=by_operator) is priced
+    assert prices.is_priced(entry, written_by_operator=by_operator) is priced
 
 
 def test_free_is_only_what_costs_nothing_at_all() -> None:
     """One rate above 0 makes an entry not free."""
-    assert pricing.is_free({"input_cost_per_token": 0, "output_cost_per_token": 0.0})
-    assert not pricing.is_free({"input_cost_per_token": 0, "output_cost_per_token": 1e-9})
-    assert not pricing.is_free({"tiered_pricing": [{}]})
+    assert prices.is_free({"input_cost_per_token": 0, "output_cost_per_token": 0.0})
+    assert not prices.is_free({"input_cost_per_token": 0, "output_cost_per_token": 1e-9})
+    assert not prices.is_free({"tiered_pricing": [{}]})
 
 
 @pytest.mark.parametrize(
@@ -172,4 +173,4 @@ def test_free_is_only_what_costs_nothing_at_all() -> None:
 )
 def test_uneven_rates(entry: dict[str, Any], is_uneven: bool) -> None:
     """A price is uneven where output that cannot be told from text without details is dearer than text."""
-    assert pricing.is_uneven(entry) is is_uneven
+    assert prices.is_uneven(entry) is is_uneven

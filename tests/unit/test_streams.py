@@ -10,9 +10,10 @@ from litellm.types.utils import Usage
 
 from tests.unit.recordings import RECORDINGS, WORDS, Player, Recording, chunk, frame
 from tests.unit.samples import held_call
-from tests.unit.tills import Till, all_dialects, all_of, playing, words
+from tests.unit.tills import Till, all_dialects, all_of, counting_words, playing
 from uc_litellm_plugin import answers, streams
 from uc_litellm_plugin.call import Outcome
+from uc_litellm_plugin.estimates import Estimates
 from uc_litellm_plugin.outbox import Record
 from uc_litellm_plugin.routes import CHAT, MESSAGES
 from uc_litellm_plugin.settlement import Settlement
@@ -45,7 +46,8 @@ async def test_a_settlement_that_takes_long_holds_the_last_word_back(recording: 
         return Outcome(Decimal(1), None)
 
     settlement = Settlement(slow, lambda *_: Decimal("0.1"))
-    stream = streams.settled(held_call(recording.endpoint), Player(recording.events), settlement, words, 1, print)
+    estimates = Estimates(settlement, counting_words())
+    stream = streams.settled(held_call(recording.endpoint), Player(recording.events), settlement, estimates, 1, print)
     for _ in range(recording.complete):
         await stream.__anext__()
     last = asyncio.ensure_future(stream.__anext__())
@@ -160,7 +162,9 @@ async def test_the_first_output_is_noted_once(till: Till) -> None:
     """The moment of the first word is reported once, not that of the first event."""
     recording = RECORDINGS["messages"]()
     call, firsts = held_call(MESSAGES), []
-    stream = streams.settled(call, Player(recording.events), till.settlement, words, 1, lambda: firsts.append(1))
+    stream = streams.settled(
+        call, Player(recording.events), till.settlement, till.estimates, 1, lambda: firsts.append(1)
+    )
     for number in range(len(recording.events)):
         await stream.__anext__()
         assert len(firsts) == (number >= 2)

@@ -8,17 +8,18 @@ import string
 from collections.abc import Callable
 from typing import Any
 
+import litellm
 import tiktoken
 
-from uc_litellm_plugin import catalog, demand, tokens
+from uc_litellm_plugin import demand, tokens, vocabularies
 from uc_litellm_plugin.demand import Demand
 from uc_litellm_plugin.errors import BadRequest
 from uc_litellm_plugin.routes import CHAT, Endpoint
 
-# Importing LiteLLM (by catalog) points tiktoken to the encodings that LiteLLM ships, so nothing is downloaded.
-TOKENIZER = catalog.tokenizer()
+TOKENIZER = vocabularies.bounding()
+# LiteLLM points tiktoken to the files that it ships, so nothing is downloaded.
+CL100K: tiktoken.Encoding = litellm.encoding
 O200K = tiktoken.get_encoding("o200k_base")
-CL100K = tiktoken.get_encoding("cl100k_base")
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
 

@@ -12,16 +12,19 @@ import pytest
 from tests.unit.recordings import RECORDINGS
 from uc_litellm_plugin import streams
 from uc_litellm_plugin.call import Call, Outcome
+from uc_litellm_plugin.estimates import Estimates
 from uc_litellm_plugin.outbox import Record
 from uc_litellm_plugin.settlement import Settlement
+from uc_litellm_plugin.vocabularies import Whole
 
 
 class Till:
-    """A settlement whose records stay here."""
+    """A settlement whose records stay here; it counts words, unless it is given something else to count with."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: Whole | None = None) -> None:
         self.records: list[Record] = []
         self.settlement = Settlement(self._settle, lambda candidate, usage, *_: Decimal("0.1"))
+        self.estimates = Estimates(self.settlement, whole or counting_words())
 
     async def _settle(self, record: Record) -> Outcome:
         await asyncio.sleep(0)
@@ -45,8 +48,15 @@ def words(text: str) -> int:
     return len(text.split())
 
 
+def counting_words() -> Whole:
+    """What counts words, loaded."""
+    whole = Whole(lambda: words)
+    whole.count()
+    return whole
+
+
 def playing(call: Call, till: Till, player: Any, drain_s: float = 5) -> AsyncIterator[Any]:
-    return streams.settled(call, player, till.settlement, words, drain_s, lambda: None)
+    return streams.settled(call, player, till.settlement, till.estimates, drain_s, lambda: None)
 
 
 async def all_of(events: AsyncIterator[Any]) -> list[Any]:

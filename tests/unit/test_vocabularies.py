@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import string
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.texts import CL100K, KINDS, O200K, TOKENIZER
+from uc_litellm_plugin import tokens, vocabularies
+from uc_litellm_plugin.tokens import Tokenizer
+from uc_litellm_plugin.vocabularies import Whole
+
+WHOLE = vocabularies.whole(otherwise=len)
+# What packs well in one vocabulary and badly in the other, and what their patterns cut differently.
+PACKED = [" don't we'll they're", " ontwikkeling", " საქართველოს", "ությունների", "/\n//\n", "camelCaseHTTPRequest",
+          "'S'LL", ".DataGridViewColumnHeadersHeightSizeMode",
+          "\u00a0\u3000 \t\n\r\n   ", "=-" * 9, "-" * 64, " " * 80 + "x",
+          "8" * 7, "\U0001f469\u200d\U0001f4bb", "e\u0301\u0323", "<|endoftext|>", "\ud800"]  # fmt: skip
+
+
+def by_both(text: str) -> int:
+    """The larger of both whole counts, as OpenAI counts."""
+    return max(len(encoding.encode(text, disallowed_special=())) for encoding in (CL100K, O200K))
+
+
+def whole_of(text: str) -> int:
+    (counted,) = WHOLE.count(text)
+    return counted
+
+
+@given(st.one_of(st.text(max_size=400), st.text(alphabet=string.printable, max_size=400),
+                 st.lists(st.sampled_from([*PACKED, *string.punctuation, "\n", " ", "a", "Z", "é", "中", "ก", "😀"]),
+                          max_size=60).map("".join)))  # fmt: skip
+def test_heads_bound_whatever_is_written(text: str) -> None:
+    """The heads never count less than either whole vocabulary, and whole counts are OpenAI's."""
+    assert TOKENIZER(text) >= by_both(text) == whole_of(text)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *PACKED])
+def test_heads_bound_what_is_made_to_defeat_them(kind: str) -> None:
+    """Nor for random data in any script and encoding, nor for phrases that are one token in one of the vocabularies."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for length in (1, 40, 700, 4_000):
+        text = KINDS[kind](rng, length) if kind in KINDS else (kind * length)[:4_096]
+        assert TOKENIZER(text) >= by_both(text), length
+
+
+@pytest.mark.parametrize("encoding", [CL100K, O200K], ids=["cl100k", "o200k"])
+def test_heads_bound_every_token(encoding: object) -> None:
+    """Nor for any single token of the whole vocabularies, over and over."""
+    assert isinstance(encoding, type(O200K))
+    for token in random.Random(1).sample(range(256, 100_000), 4_000):
+        text = encoding.decode_single_token_bytes(token).decode("utf-8", "ignore") * 3
+        assert TOKENIZER(text) >= by_both(text), text
+
+
+def test_whole_counts_of_long_texts() -> None:
+    """A long text is counted in the same pieces as before, each by the larger of both counts."""
+    text = KINDS["code"](random.Random(3), 30_000)
+    pieces = [text[start : start + 4_096] for start in range(0, len(text), 4_096)]
+    assert whole_of(text) == sum(map(by_both, pieces))
+
+
+class Slow:
+    """A load that ends when it is told to; counts how often it was begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go_on = threading.Event()
+
+    def __call__(self) -> Tokenizer:
+        self.begun += 1
+        assert self.go_on.wait(60)
+        return len
+
+
+async def test_the_loop_goes_on_while_they_load() -> None:
+    """Other tasks have their turns while the first count waits for the vocabularies."""
+    slow = Slow()
+    counting = asyncio.ensure_future(Whole(slow).count_aside("four", "x"))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not counting.done()
+    slow.go_on.set()
+    assert await counting == [4, 1]
+
+
+async def test_they_load_once() -> None:
+    """However many counts wait, and in whatever way, there is one load, and none later."""
+    slow = Slow()
+    whole = Whole(slow)
+    counting = [asyncio.ensure_future(whole.count_aside("four")) for _ in range(5)]
+    counting.append(asyncio.ensure_future(asyncio.to_thread(whole.count, "four")))
+    await asyncio.sleep(0)
+    assert not whole.is_quick("four")
+    slow.go_on.set()
+    assert await asyncio.gather(*counting) == [[4]] * 6
+    assert slow.begun == 1
+    assert whole.is_quick("four")
+    assert not whole.is_quick("x" * tokens.LONG_TEXT)
+
+
+async def test_a_count_that_nobody_waits_for_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    """Cancelled while they load, a count leaves the others alone."""
+    slow = Slow()
+    whole = Whole(slow)
+    left, stays = (asyncio.ensure_future(whole.count_aside("four")) for _ in range(2))
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait([left])
+    slow.go_on.set()
+    assert await stays == [4]
+    assert slow.begun == 1
+    assert caplog.records == []
+
+
+async def test_counting_when_no_thread_begins_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Python ends, counts are made on the spot."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(vocabularies._COUNTERS, "submit", refuse)
+    assert await Whole(lambda: len).count_aside("four") == [4]
+
+
+def test_a_cache_without_the_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An operator's own cache directory without them: LiteLLM's files count to the same, and nothing is fetched."""
+    monkeypatch.setenv("CUSTOM_TIKTOKEN_CACHE_DIR", str(tmp_path))
+    text = KINDS["any"](random.Random(5), 2_000)
+    assert vocabularies.whole(otherwise=len).count(text) == [by_both(text)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What is at hand counts, and a warning says what is not."""
+
+    def without_the_newer(name: str) -> object:
+        return vocabularies._read(name) if name == "cl100k_base" else missing(name)
+
+    def missing(name: str) -> object:
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(vocabularies, "_whole", without_the_newer)
+    text = KINDS["letters"](random.Random(5), 500)
+    with caplog.at_level(logging.WARNING):
+        assert vocabularies.whole(otherwise=len).count(text) == [len(CL100K.encode(text))]
+    assert "o200k_base is not at hand" in caplog.text
+    monkeypatch.setattr(vocabularies, "_whole", missing)
+    assert vocabularies.whole(otherwise=lambda _: 7).count(text) == [7]
+    monkeypatch.setattr(vocabularies, "_head", missing)
+    assert vocabularies.bounding()("äb") == 3
+
+
+def test_no_second_copy_is_kept() -> None:
+    """The copy of a vocabulary that Python needs for pickling only, 45 MB of each worker, is dropped."""
+    assert whole_of("hello world") == 2
+    assert O200K._mergeable_ranks == CL100K._mergeable_ranks == {}

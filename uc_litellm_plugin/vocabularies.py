@@ -1,0 +1,165 @@
+"""The vocabularies that text is counted with: the heads of OpenAI's two in every worker, the whole ones when needed.
+
+`bounding` counts for holds, before a call. It has the first ranks of each vocabulary only, which never counts fewer
+tokens than the whole one: byte-pair encoding always merges the pair of lowest rank, so that the whole vocabulary makes
+every merge of its head first and goes on from there, and each further merge is a token less.
+
+`Whole` counts what is charged where the provider does not say, exactly as OpenAI does. That is 60 MB of a worker and
+half a second, so both wait for the first such call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+
+import tiktoken
+
+from . import tokens
+from .tokens import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# How many ranks a head has: as many as the hash tables of tiktoken take before they double (seven eighths of 32,768).
+_HEAD = 28_672
+
+# How each vocabulary cuts text before it merges (tiktoken_ext/openai_public.py); to ask tiktoken would load it whole.
+_PATTERNS = {
+    "cl100k_base": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+    ),
+    "o200k_base": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+
+# Not the common threads, which settlements on their way to the outbox need.
+_COUNTERS = ThreadPoolExecutor(2, thread_name_prefix="uc-estimate")
+
+
+def bounding() -> Tokenizer:
+    """Counts no fewer tokens than either of OpenAI's vocabularies; blocks for a tenth of a second while it is made."""
+    return _larger(_head, otherwise=_in_bytes)
+
+
+class Whole:
+    """Counts as the larger of OpenAI's two vocabularies does; they are loaded for the first count.
+
+    Parameters
+    ----------
+    load
+        Makes the tokenizer; blocks.
+    """
+
+    def __init__(self, load: Callable[[], Tokenizer]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+
+    def is_quick(self, *texts: str) -> bool:
+        """Whether they can be counted at once: the vocabularies are loaded, and the texts are short."""
+        return self._tokenizer is not None and sum(map(len, texts)) < tokens.LONG_TEXT
+
+    def count(self, *texts: str) -> list[int]:
+        """Tokens of each text; blocks while the vocabularies are loaded, by whomever."""
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._load()
+        return [tokens.count(text, self._tokenizer) for text in texts]
+
+    async def count_aside(self, *texts: str) -> list[int]:
+        """The same in a thread, so that the event loop goes on."""
+        try:
+            counting = _COUNTERS.submit(self.count, *texts)
+        except RuntimeError:
+            # Python is ending, and begins no threads any more.
+            return self.count(*texts)
+        return await asyncio.wrap_future(counting)
+
+
+def whole(otherwise: Tokenizer) -> Whole:
+    """OpenAI's vocabularies as a whole.
+
+    Parameters
+    ----------
+    otherwise
+        Counts where neither can be loaded.
+    """
+    return Whole(lambda: _larger(_whole, otherwise))
+
+
+def _larger(made: Callable[[str], tiktoken.Encoding], otherwise: Tokenizer) -> Tokenizer:
+    """Takes the larger count, by what is at hand of the two."""
+    encodings = list(_at_hand(made))
+    if not encodings:
+        return otherwise
+    return tokens.remembering(lambda text: max(len(each.encode(text, disallowed_special=())) for each in encodings))
+
+
+def _at_hand(made: Callable[[str], tiktoken.Encoding]) -> Iterator[tiktoken.Encoding]:
+    for name in _PATTERNS:
+        try:
+            encoding = made(name)
+        except Exception as error:
+            # An answer that was delivered must not be free, nor a call refused, whatever is wrong with the files.
+            logger.warning("%s is not at hand, what OpenAI's models count may be taken for too little: %s", name, error)
+            continue
+        # Python's copy, which only pickling reads, would be 45 MB.
+        encoding._mergeable_ranks = {}
+        yield encoding
+
+
+def _whole(name: str) -> tiktoken.Encoding:
+    if not (_cache() / _file_name(name)).exists():
+        return _read(name)
+    # The very object that LiteLLM counts with; it sets the same when it first does so.
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(_cache())
+    return tiktoken.get_encoding(name)
+
+
+def _head(name: str) -> tiktoken.Encoding:
+    return _read(name, _HEAD)
+
+
+def _read(name: str, most: int | None = None) -> tiktoken.Encoding:
+    """A vocabulary, or its first ranks, from the file that LiteLLM ships."""
+    ranks: dict[bytes, int] = {}
+    with (_shipped() / _file_name(name)).open("rb") as lines:
+        for expected, line in enumerate(islice(lines, most)):
+            token, rank = line.split()
+            if int(rank) != expected:
+                raise ValueError(f"the file of {name} in {_shipped()} is not in the order of ranks")
+            ranks[base64.b64decode(token)] = expected
+    return tiktoken.Encoding(name, pat_str=_PATTERNS[name], mergeable_ranks=ranks, special_tokens={})
+
+
+def _shipped() -> Path:
+    return Path(str(resources.files("litellm"))) / "litellm_core_utils" / "tokenizers"
+
+
+def _cache() -> Path:
+    """Where LiteLLM has tiktoken look (litellm/litellm_core_utils/default_encoding.py, whose import would load one)."""
+    own = os.environ.get("CUSTOM_TIKTOKEN_CACHE_DIR")
+    return Path(own) if own else _shipped()
+
+
+def _file_name(name: str) -> str:
+    """The name tiktoken gives a vocabulary's file: the digest of its address."""
+    url = f"https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
+    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
+
+
+def _in_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
