@@ -102,8 +102,8 @@ class Catalog:
 
     def _is_current(self, made: _Made) -> bool:
         """Whether what a candidate rests on beside its deployment is as it was."""
-        name = made.facts.info.get("uc_provider") or self._provider_name(made.candidate.litellm_provider)
-        return made.candidate.provider == name and all(
+        provider = made.facts.info.get("uc_provider") or self._provider_name(made.candidate.litellm_provider)
+        return made.candidate.provider == provider and all(
             litellm.model_cost.get(name) == entry for name, entry in made.entries.items()
         )
 
