@@ -27,6 +27,13 @@ _DEAR_OUTPUT = ("output_cost_per_reasoning_token", "output_cost_per_image_token"
 # Rates by time or by other units have no bound in tokens: such a deployment has no price for us.
 _UNBOUNDED = ("input_cost_per_second", "output_cost_per_second")
 _FEES = ("input_cost_per_request", "input_cost_per_query")
+# Sets of rates within an entry: by the size of the input, by the hour.
+_STEPS, _HOURS = "tiered_pricing", "off_peak_pricing"
+# What else in an entry is a table, and has no say in what a token costs.
+_OTHER_TABLES = frozenset(
+    {"search_context_cost_per_query", "search_free_requests", "provider_specific_entry", "token_count_model"}
+    | {"metadata", "audio_transcription_config"}
+)
 
 
 @dataclass(frozen=True)
@@ -137,14 +144,19 @@ class PriceEntry(dict[str, Any]):
     @cached_property
     def flat(self) -> Flat | None:
         """What it charges for a token in the simplest of calls; None where no call is simple."""
-        if self.get("tiered_pricing") or any(self.get(fee) for fee in _FEES) or any("character" in key for key in self):
+        # LiteLLM's router writes all that an entry could have into it, as None.
+        said = [key for key, value in self.items() if value is not None]
+        tables = {key for key in said if isinstance(self[key], Mapping)}
+        if self.get(_STEPS) or tables - _OTHER_TABLES or any("character" in key for key in said):
+            return None
+        if any(self.get(fee) for fee in _FEES):
             return None
         reads, writes = (self.get(f"{way}_cost_per_token") or 0 for way in ("input", "output"))
         if not all(type(rate) in (int, float) for rate in (reads, writes)):
             return None
         thresholds = [rate.above for rate in self.rates if rate.above]
         # A rate of its own, or knowledge by which LiteLLM may reckon in another way.
-        apart = any("reasoning" in key for key in self)
+        apart = any("reasoning" in key for key in said)
         return Flat(exact(reads), exact(writes), min(thresholds, default=None), even=not apart)
 
     @cached_property
@@ -181,7 +193,7 @@ def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> 
     """Whether a price entry can be charged by: 0 is a price only where the operator wrote it."""
     if entry is None or any(entry.get(key) for key in _UNBOUNDED):
         return False
-    if entry.get("tiered_pricing"):
+    if entry.get(_STEPS):
         return True
     rates = [entry.get("input_cost_per_token")]
     if entry.get("mode") != "embedding":
@@ -191,7 +203,7 @@ def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> 
 
 def is_uneven(entry: Mapping[str, Any]) -> bool:
     """Whether some output tokens, of reasoning or of images, are dearer than those of text."""
-    steps = [dict(_numbers(step)) for step in (entry, *(entry.get("tiered_pricing") or ()))]
+    steps = [dict(_numbers(step)) for step in (entry, *_tables(entry))]
     return any(
         step.get(rate, ZERO) > step.get("output_cost_per_token", ZERO) for step in steps for rate in _DEAR_OUTPUT
     )
@@ -199,7 +211,7 @@ def is_uneven(entry: Mapping[str, Any]) -> bool:
 
 def is_free(entry: Mapping[str, Any]) -> bool:
     """Whether nothing in the entry costs anything."""
-    return not any(rate.usd for rate in of(entry).rates) and not entry.get("tiered_pricing")
+    return not any(rate.usd for rate in of(entry).rates) and not entry.get(_STEPS)
 
 
 def exact(value: Any) -> Decimal:
@@ -210,10 +222,17 @@ def exact(value: Any) -> Decimal:
 def _rates(entry: Mapping[str, Any]) -> Iterator[_Rate]:
     for key, usd in _numbers(entry):
         yield _Rate.read(key, usd)
-    for step in entry.get("tiered_pricing") or ():
-        for key, usd in _numbers(step):
-            # Which step applies is not ours to say: each one counts.
+    for table in _tables(entry):
+        for key, usd in _numbers(table):
+            # Which one applies is not ours to say: each counts.
             yield _Rate(usd, _is_input(key), _is_output(key))
+
+
+def _tables(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The sets of rates within an entry."""
+    yield from entry.get(_STEPS) or ()
+    if isinstance(by_hour := entry.get(_HOURS), Mapping):
+        yield by_hour
 
 
 def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:

@@ -20,7 +20,7 @@ def sample(price_map: Mapping[str, Mapping[str, Any]], number: int) -> list[str]
     kinds: dict[tuple[Any, ...], str] = {}
     for name, entry in sorted(price_map.items()):
         provider = entry.get("litellm_provider")
-        rates = sorted(key for key in entry if "cost" in key or key == "tiered_pricing")
+        rates = sorted(key for key in entry if "cost" in key or "pricing" in key)
         if provider in _LEFT_OUT or entry.get("mode") not in _MODES or not is_priced(entry, written_by_operator=False):
             continue
         kinds.setdefault((-len(rates), provider, *rates), name)

@@ -134,6 +134,16 @@ def test_tiered_prices_count_with_their_dearest_tier() -> None:
     assert prices.dearest(entry, Trigger(1)) == Rates(Decimal(3), Decimal(5), Decimal("0.5"))
 
 
+def test_prices_by_the_hour_count_with_their_dearest() -> None:
+    """A hold covers whatever hour the answer comes in, also where an operator's other hours are the dearer ones."""
+    entry = {
+        "input_cost_per_token": 2,
+        "output_cost_per_token": 3,
+        "off_peak_pricing": {"hours_utc": "10:00-00:00", "input_cost_per_token": 1, "output_cost_per_token": 7},
+    }
+    assert prices.dearest(entry, Trigger(1)) == Rates(Decimal(2), Decimal(7))
+
+
 @pytest.mark.parametrize(
     ("entry", "by_operator", "priced"),
     [

@@ -34,7 +34,14 @@ def whole_of(text: str) -> int:
     return counted
 
 
+ASCII = st.characters(max_codepoint=127)
+# What is cut here rather than by tiktoken, and where a cut may go wrong.
+CUTS = ["'s", "'LL", "'v", "A", "bc", "Zz", "7", "123456", " ", "  ", "\t", "\n", "\r\n", "\f", "\v", "\x1c", "/", "_", "...",
+        "\x00", "\x7f"]  # fmt: skip
+
+
 @given(st.one_of(st.text(max_size=400), st.text(alphabet=string.printable, max_size=400),
+                 st.text(alphabet=ASCII, max_size=400), st.lists(st.sampled_from(CUTS), max_size=80).map("".join),
                  st.lists(st.sampled_from([*PACKED, *string.punctuation, "\n", " ", "a", "Z", "é", "中", "ก", "😀"]),
                           max_size=60).map("".join)))  # fmt: skip
 def test_heads_bound_whatever_is_written(text: str) -> None:
@@ -60,6 +67,22 @@ def test_heads_bound_every_token(encoding: object) -> None:
     for token in random.Random(1).sample(range(256, 100_000), 4_000):
         text = encoding.decode_single_token_bytes(token).decode("utf-8", "ignore") * 3
         assert TOKENIZER(text) >= by_both(text), text
+
+
+def test_a_short_text_in_ascii_keeps_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only other scripts and long texts are for tiktoken's own way, which lets other threads in between."""
+    lets_go: list[str] = []
+
+    class Watched(type(O200K)):  # type: ignore[misc]  # a class of the tests
+        def encode(self, text: str, **_: object) -> list[int]:
+            lets_go.append(text)
+            return []
+
+    monkeypatch.setattr(O200K, "__class__", Watched)
+    count = vocabularies._counter(O200K)
+    others = ["naïve", "x " * (tokens.LONG_TEXT // 2)]
+    assert [count(text) for text in ("Say twenty words.", *others)] == [4, 0, 0]
+    assert lets_go == others
 
 
 def test_whole_counts_of_long_texts() -> None:
