@@ -6,7 +6,10 @@ import base64
 import math
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
+
+from pydantic import BaseModel
 
 from .routes import Dialect
 
@@ -38,8 +41,24 @@ def plain(value: Any) -> Any:
 
 
 def get(value: Any, name: str) -> Any:
-    """A member of an object or of a dict."""
+    """A member of an object or of a dict, None where it has none."""
+    if isinstance(value, BaseModel):
+        return _member(value, name)
     return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def _member(value: BaseModel, name: str) -> Any:
+    """As `getattr`, which takes ten times as long to find out that a pydantic object has no such member."""
+    if name in value.__dict__:
+        return value.__dict__[name]
+    if (extra := value.__pydantic_extra__) and name in extra:
+        return extra[name]
+    return getattr(value, name, None) if _is_of_class(type(value), name) else None
+
+
+@lru_cache(1_024)
+def _is_of_class(kind: type[BaseModel], name: str) -> bool:
+    return name in kind.__private_attributes__ or any(name in vars(each) for each in kind.__mro__)
 
 
 def usage_of(answer: Any) -> Usage | None:
@@ -112,6 +131,15 @@ def spoken(node: Any) -> Iterator[str]:
     elif isinstance(node, list | tuple):
         for value in node:
             yield from spoken(value)
+
+
+def delivered(piece: Any) -> list[str]:
+    """The texts in a piece of an answer; one that holds nothing else, as most do, is read as it is."""
+    if isinstance(piece, BaseModel):
+        members = [*piece.__dict__.items(), *(piece.__pydantic_extra__ or {}).items()]
+        if all(value is None or isinstance(value, str) for _, value in members):
+            return [value for name, value in members if value and name not in _LABELS]
+    return [text for text in spoken(plain(piece)) if text]
 
 
 def text_of(answer: Any) -> str:

@@ -8,7 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .answers import Usage, get, plain, says_something, served_tier, spoken, stored_id, usage_of, write_cost
+from .answers import (
+    Usage,
+    delivered,
+    get,
+    plain,
+    says_something,
+    served_tier,
+    spoken,
+    stored_id,
+    usage_of,
+    write_cost,
+)
 from .routes import Dialect
 
 
@@ -67,12 +78,13 @@ class Stream(ABC):
 
     @abstractmethod
     def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
-        """What the client gets for an event, which may be nothing; `charged` is known once the usage is complete."""
+        """What the client gets for the event that was read last, maybe nothing; `charged` is known once the usage is
+        complete."""
 
-    def _note(self, *sources: Any) -> bool:
-        before = len(self._texts)
-        self._texts += [text for text in spoken(sources) if text]
-        return len(self._texts) > before
+    def _note(self, piece: Any) -> bool:
+        texts = delivered(piece)
+        self._texts += texts
+        return bool(texts)
 
 
 class ChatStream(Stream):
@@ -81,10 +93,12 @@ class ChatStream(Stream):
     def __init__(self) -> None:
         super().__init__()
         self._finished = False
+        self._given_id: Any = None
 
     def read(self, event: Any) -> bool:
         self.service_tier = served_tier(event) or self.service_tier
-        self.response_id = stored_id(event) or self.response_id
+        if (given_id := get(event, "id")) != self._given_id:
+            self._given_id, self.response_id = given_id, stored_id(event) or self.response_id
         choices = get(event, "choices") or ()
         said = any([self._read_choice(choice) for choice in choices])  # noqa: C419 - each one must be read
         self._finished = self._finished or any(get(choice, "finish_reason") for choice in choices)
@@ -94,8 +108,9 @@ class ChatStream(Stream):
         return said
 
     def _read_choice(self, choice: Any) -> bool:
-        delta = plain(get(choice, "delta"))
-        return self._note(delta if isinstance(delta, Mapping) else None, get(choice, "text"))
+        delta, text = get(choice, "delta"), get(choice, "text")
+        said = not isinstance(delta, str) and self._note(delta)
+        return self._note(text) or said
 
     def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
         usage = get(event, "usage")
@@ -119,7 +134,7 @@ class ResponsesStream(Stream):
             self.failed = _name(event) == "response.failed"
             if (usage := usage_of(answer)) is not None:
                 self.usage, self.complete = usage, _name(event) in self._TERMINAL
-        return _name(event).endswith(".delta") and self._note(plain(get(event, "delta")))
+        return _name(event).endswith(".delta") and self._note(get(event, "delta"))
 
     def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
         if charged is not None and _name(event) in self._TERMINAL:
@@ -133,6 +148,7 @@ class MessagesStream(Stream):
     def __init__(self) -> None:
         super().__init__()
         self._cut = b""
+        self._kind: Any = None
         self._stopped = False
         self._held: Any = None
         self._usage_is_last = False
@@ -159,7 +175,7 @@ class MessagesStream(Stream):
 
     def read(self, event: Any) -> bool:
         data = _frame_data(event)
-        kind = data.get("type")
+        kind = self._kind = data.get("type")
         if kind == "message_start":
             message = data.get("message") or {}
             self.response_id = stored_id(message)
@@ -188,7 +204,7 @@ class MessagesStream(Stream):
         # The event with the usage waits for the next one: only if that is the end was it the provider's last word.
         held, self._held = self._held, None
         before = [] if held is None else [_costed_delta(held, charged)]
-        if _frame_data(event).get("type") == "message_delta":
+        if self._kind == "message_delta":
             self._held = event
             return before
         return [*before, event]

@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from litellm.types.utils import Choices, Message, ModelResponse, Usage
+from litellm.types.utils import (
+    ChatCompletionDeltaToolCall,
+    Choices,
+    Delta,
+    Function,
+    Message,
+    ModelResponse,
+    ModelResponseStream,
+    StreamingChoices,
+    TextChoices,
+    TextCompletionResponse,
+    Usage,
+)
 
 from tests.unit.recordings import RECORDINGS
 from uc_litellm_plugin import answers
@@ -193,3 +205,48 @@ def test_a_blocked_answer_is_no_half_of_one() -> None:
     assert not answers.is_half(
         {"prompt_tokens": 10, "completion_tokens": 0}, lambda: answers.text_of({"choices": [choice]})
     )
+
+
+CALLED = ChatCompletionDeltaToolCall(
+    index=0, id="call_1", type="function", function=Function(name="find", arguments="{")
+)
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        (Delta(), []),
+        (Delta(content="", role="assistant"), []),
+        (Delta(content="one", role="assistant"), ["one"]),
+        (Delta(content="one", reasoning_content="two"), ["one", "two"]),
+        (Delta(content=None, tool_calls=[CALLED]), ["find", "{"]),
+        (Delta(content="one", provider_specific_fields={"citation": "three"}), ["one", "three"]),
+        (Delta(content="one", of_its_own="four"), ["one", "four"]),
+        (Delta(content="one", signature="secret", finish_reason="stop"), ["one"]),
+        ({"content": "one", "role": "assistant", "id": "x"}, ["one"]),
+        ("one", ["one"]),
+        (None, []),
+    ],
+)
+def test_what_a_piece_delivers(delta: Any, expected: list[str]) -> None:
+    """All of its texts and nothing of its labels, however the provider's words were put into it."""
+    assert sorted(answers.delivered(delta)) == sorted(expected)
+    assert sorted(answers.delivered(delta)) == sorted(text for text in answers.spoken(answers.plain(delta)) if text)
+
+
+CHUNK = ModelResponseStream(choices=[StreamingChoices(delta=Delta(content="one"))])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [CHUNK, CHUNK.choices[0], CHUNK.choices[0].delta, ModelResponse(usage=Usage(prompt_tokens=1)),
+     Usage(prompt_tokens=1), Usage(prompt_tokens=1, of_its_own=7),
+     TextCompletionResponse(choices=[TextChoices(text="one")]), {"id": 5, "usage": None}, object(), None, "text", [1]],
+)  # fmt: skip
+def test_a_member_is_what_python_says(value: Any) -> None:
+    """Fields, extra fields, properties, methods, and what is missing: the same as `getattr` or a dict says."""
+    names = ["id", "usage", "choices", "delta", "text", "content", "service_tier", "cost", "of_its_own", "model_dump",
+             "_hidden_params", "response", "type", "prompt_tokens", "nobody_has_this"]  # fmt: skip
+    for name in names:
+        expected = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+        assert answers.get(value, name) == expected, name

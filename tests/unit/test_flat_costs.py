@@ -167,7 +167,8 @@ def test_other_service_tiers_are_litellms_to_price(tier: str) -> None:
     ],
 )
 def test_other_prices_are_litellms_to_apply(entry: dict[str, Any]) -> None:
-    """Steps, hours, what nobody here knows, fees, a threshold that the input reaches, and a rate that is no number are not two products."""
+    """Steps, hours, tables that nobody here knows, fees, a threshold that the input reaches, and a rate that is no
+    number are not two products."""
     known = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
     assert costs._flat_cost(candidate(prices=PriceEntry(known)), USAGE, None) is not None
     assert costs._flat_cost(candidate(prices=PriceEntry({**known, **entry})), USAGE, None) is None
