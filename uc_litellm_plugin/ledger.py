@@ -137,15 +137,15 @@ class Ledger:
     async def check_outbox(self) -> None:
         """Find out whether the outbox could take a settlement; while it could not, no call is held."""
         try:
-            await asyncio.to_thread(self._outbox.check)
+            waiting = await asyncio.to_thread(self._outbox.check)
         except OSError as error:
             if self._outbox_fault is None:
                 logger.critical("new calls are refused: %s", error, extra={"action": "outbox_failed"})
             self._outbox_fault = str(error)
         else:
             self._outbox_fault = None
-            metrics.OUTBOX_BYTES.set(self._outbox.size())
-            metrics.OUTBOX_AGE.set(self._outbox.age_s())
+            metrics.OUTBOX_BYTES.set(waiting.size)
+            metrics.OUTBOX_AGE.set(waiting.age_s)
 
     async def flush(self) -> int:
         """Settle what waits in the outbox, dead processes' segments included; returns how many records.

@@ -19,6 +19,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +35,22 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 
 class OutboxFull(OSError):
     """The outbox holds as many bytes as it may."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What PostgreSQL has yet to take.
+
+    Attributes
+    ----------
+    size
+        Bytes in all segments.
+    age_s
+        Seconds since the oldest record was begun, 0 when none waits.
+    """
+
+    size: int
+    age_s: float
 
 
 class Outbox:
@@ -54,18 +71,20 @@ class Outbox:
         # Appends and flushes run in different threads; a segment must not be flushed away under an append.
         self._lock = threading.Lock()
 
-    def check(self) -> None:
-        """Make sure a record could be written now.
+    def check(self) -> Waiting:
+        """Make sure a record could be written now; what waits there already.
 
         Raises
         ------
         OSError
             The directory cannot be written, or is full.
         """
-        if self.size() >= self._most_bytes:
+        waiting = self.waiting()
+        if waiting.size >= self._most_bytes:
             raise OutboxFull(f"the outbox {self._directory} holds its {self._most_bytes} bytes; is PostgreSQL back?")
         with self._lock:
             self._segment = self._segment or self._create()
+        return waiting
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records so that they survive a crash of the machine.
@@ -99,14 +118,11 @@ class Outbox:
             if (file := _lock(path)) is not None:
                 yield Segment(path, file)
 
-    def size(self) -> int:
-        """Bytes in all segments."""
-        return sum(size for size, _ in self._stats())
-
-    def age_s(self) -> float:
-        """Seconds since the oldest record that waits was begun, 0 when none waits."""
-        waiting = [born for size, born in self._stats() if size]
-        return max(0.0, time.time() - min(waiting)) if waiting else 0.0
+    def waiting(self) -> Waiting:
+        """What waits in all segments."""
+        stats = list(self._stats())
+        born = min((born for size, born in stats if size), default=None)
+        return Waiting(sum(size for size, _ in stats), 0.0 if born is None else max(0.0, time.time() - born))
 
     def _create(self) -> Segment:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -120,8 +136,9 @@ class Outbox:
             file.close()  # Another process took the empty file for a dead one's before it was locked.
 
     def _paths(self) -> list[Path]:
+        # A beat looks every second, and `Path.glob` lets go of the interpreter for each name.
         try:
-            return sorted(self._directory.glob(f"*{SUFFIX}"))
+            return [self._directory / name for name in sorted(os.listdir(self._directory)) if name.endswith(SUFFIX)]
         except _GONE:
             return []
 

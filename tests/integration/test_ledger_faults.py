@@ -20,12 +20,12 @@ async def test_away_and_back(ledger: Ledger, database: Counted, outbox: Outbox) 
     database.away = True
     outcomes = await asyncio.gather(*[ledger.settle(charge(hold_id)) for hold_id in holds])
     assert outcomes == [Outcome(Decimal("0.5"), None)] * 3
-    assert outbox.size() > 0
+    assert outbox.waiting().size > 0
     with pytest.raises(DatabaseUnavailable):
         await ledger.flush()
     database.away = False
     assert await ledger.flush() == 3
-    assert (outbox.size(), await ledger.flush()) == (0, 0)
+    assert (outbox.waiting().size, await ledger.flush()) == (0, 0)
     assert await balance(database) == ("998.5", "0")
     assert await is_sound(database)
 
@@ -117,7 +117,7 @@ async def test_stranded_settlements_stop_new_holds(
     (tmp_path / "outbox").unlink()
     with pytest.raises(DatabaseUnavailable):
         await ledger.flush()
-    assert outbox.size() > 0
+    assert outbox.waiting().size > 0
     database.away = False
     await held(ledger)
     assert await ledger.flush() == 1

@@ -91,7 +91,7 @@ async def test_postgres_stays_away(ledger: Ledger, database: Counted, outbox: Ou
     database.away = True
     await losing
     await ledger.drain()
-    assert outbox.size() > 0
+    assert outbox.waiting().size > 0
     database.away = False
     assert await Ledger(database, outbox, 120).flush() == 1
     assert await balance(database) == ("1000", "0")
@@ -125,7 +125,7 @@ async def test_nothing_was_asked(ledger: Ledger, database: Counted, outbox: Outb
     database.away = True
     await lost(ledger)
     await ledger.drain()
-    assert outbox.size() == 0
+    assert outbox.waiting().size == 0
 
 
 @pytest.fixture

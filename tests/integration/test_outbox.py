@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.integration.appender import Appender
 from uc_litellm_plugin import outbox as outbox_module
-from uc_litellm_plugin.outbox import Outbox, OutboxFull, Record
+from uc_litellm_plugin.outbox import Outbox, OutboxFull, Record, Waiting
 
 MB = 1_000_000
 
@@ -63,7 +63,7 @@ def test_what_was_appended_is_claimed_in_order(outbox: Outbox) -> None:
     outbox.append(records("c"))
     assert taken(outbox) == ["a", "b", "c"]
     assert taken(outbox) == []
-    assert (outbox.size(), outbox.age_s()) == (0, 0.0)
+    assert outbox.waiting() == Waiting(0, 0.0)
 
 
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max_size=3), min_size=1, max_size=5))
@@ -187,7 +187,7 @@ def test_a_directory_that_cannot_be_made(directory: Path, outbox: Outbox) -> Non
 def test_a_missing_directory_holds_nothing(outbox: Outbox) -> None:
     """Before the first record there is nothing to claim, to measure or to wait for."""
     assert taken(outbox) == []
-    assert (outbox.size(), outbox.age_s()) == (0, 0.0)
+    assert outbox.waiting() == Waiting(0, 0.0)
 
 
 def test_others_cannot_read_it(directory: Path, outbox: Outbox) -> None:
@@ -273,13 +273,13 @@ def test_a_segment_taken_at_birth_is_not_lost(directory: Path, outbox: Outbox, m
 def test_the_oldest_record_tells_the_age(directory: Path, outbox: Outbox) -> None:
     """Age counts from the oldest segment that holds anything; an empty one does not count."""
     outbox.check()
-    assert outbox.age_s() == 0.0
+    assert outbox.waiting().age_s == 0.0
     old = directory / f"{10**9}-1-old.outbox"
     old.write_bytes(b"")
-    assert outbox.age_s() == 0.0
+    assert outbox.waiting().age_s == 0.0
     old.write_bytes(b"x")
     os.utime(old, (10**9, 10**9))
-    assert outbox.age_s() > 10**8
+    assert outbox.waiting().age_s > 10**8
 
 
 def test_a_directory_that_is_replaced(directory: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_a_directory_that_is_replaced(directory: Path, outbox: Outbox, monkeypat
     monkeypatch.setattr(Path, "is_dir", lambda _: True)
     monkeypatch.setattr(Path, "glob", lambda *_: paths)
     other = Outbox(directory, MB)
-    assert (other.size(), list(other.claim())) == (0, [])
+    assert (other.waiting().size, list(other.claim())) == (0, [])
 
 
 def test_a_directory_that_is_replaced_before_a_segment_is_deleted(directory: Path, outbox: Outbox) -> None:
