@@ -1,9 +1,9 @@
 """The proxies that are compared: the same config over the same provider, in different environments.
 
-`stock` is what `pip install 'litellm[proxy]'` gives; `tuned` is stock with the settings that docs/performance.md
-recommends; `bare` is that with callbacks that wait for two commits and do nothing else (`bench.bare`); `plugin` is it
-with the plugin and a PostgreSQL beside it, as `uc-litellm serve` runs it. None writes an access log
-(`LITELLM_LOG=ERROR`), which makes stock faster than it comes.
+`stock` is what `pip install 'litellm[proxy]'` gives, and `quiet` the same with its log switched off; `tuned` is stock
+with all settings that docs/performance.md recommends (no log is one of them); `bare` is that with callbacks that wait
+for two commits and do nothing else (`bench.bare`); `plugin` is tuned with the plugin and a PostgreSQL beside it, as
+`uc-litellm serve` runs it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from uc_litellm_plugin import api_keys, embedded, migrations, settings
 from uc_litellm_plugin.settings import Settings
 from uc_litellm_plugin.vault import new_sealing_key
 
-STOCK, TUNED, BARE, PLUGIN = "stock", "tuned", "bare", "plugin"
+STOCK, QUIET, TUNED, BARE, PLUGIN = "stock", "quiet", "tuned", "bare", "plugin"
 NAMES = (STOCK, TUNED, PLUGIN)
 
 _CALLBACKS = {
@@ -39,8 +39,11 @@ _CALLBACKS = {
 }
 _ROOT = Path(__file__).parents[1]
 
-QUIET = {"LITELLM_LOG": "ERROR"}
-RECOMMENDED = {**QUIET, "DEFAULT_MAX_RETRIES": "0", "PYTHON_GC_THRESHOLD": "20000,50,50"}
+_NO_LOG = {"LITELLM_LOG": "ERROR"}
+_RECOMMENDED = {**_NO_LOG, "DEFAULT_MAX_RETRIES": "0", "PYTHON_GC_THRESHOLD": "20000,50,50"}
+# What the tests' proxies have and a new installation has not.
+_UNSET = {"LITELLM_LOG": "", "PYTHONUNBUFFERED": ""}
+_ENVIRONMENTS = {STOCK: _UNSET, QUIET: {**_UNSET, **_NO_LOG}}
 
 _ACCOUNTS = "SELECT create_account('bench-' || n, 'starter') FROM generate_series(1, {}) AS n"
 _CREDITS = "SELECT add_user_credits('bench-' || n, 1000, 'bonus') FROM generate_series(1, {}) AS n"
@@ -54,6 +57,7 @@ class _Proxy(Proxy):
     python = Path(sys.executable)
 
     def _start(self, env: dict[str, str], cwd: Path) -> subprocess.Popen[bytes]:
+        env = {name: value for name, value in env.items() if value}
         run = "from litellm import run_server; run_server()"
         where = ["--config", str(self.config_path), "--host", "127.0.0.1", "--port", str(self.port)]
         more = ["--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120"]
@@ -119,9 +123,9 @@ class Stage:
         self, name: str, config: str = "", workers: int = 1, env: Mapping[str, str] | None = None
     ) -> Iterator[Contender]:
         """One contender, started; `config` is the text of its `uc.yaml`."""
-        made = type("_Made", (_Proxy,), {"python": self._stock_python if name == STOCK else Path(sys.executable)})
+        made = type("_Made", (_Proxy,), {"python": self._stock_python if name in (STOCK, QUIET) else _Proxy.python})
         state = self._home / "state"
-        given = {**(QUIET if name == STOCK else RECOMMENDED), **(env or {})}
+        given = {**_ENVIRONMENTS.get(name, _RECOMMENDED), **(env or {})}
         if name == PLUGIN:
             given |= {
                 "UC_STATE_DIR": str(state),

@@ -38,8 +38,10 @@ class Record:
         return self.requests / self.seconds
 
 
-# In which tables and plots name contenders; the last two are also compared with the second.
-ORDER = ("stock", "tuned", "bare", "plugin")
+# In which tables and plots name contenders.
+ORDER = ("stock", "quiet", "tuned", "bare", "plugin")
+# What is compared beside all with the base.
+_PAIRS = (("plugin", "quiet"), ("bare", "tuned"), ("plugin", "tuned"))
 
 FIGURES: dict[str, Callable[[Record], float]] = {
     "requests/s": lambda each: each.per_second,
@@ -69,7 +71,7 @@ def tables(found: Sequence[Record], base: str) -> list[str]:
     """Ratios with their spread, then CPU per request, then what was measured itself."""
     mixes, names = sorted({each.mix for each in found}), ORDER
     rounds = len({each.round for each in found})
-    pairs = [*((name, base) for name in names if name != base), *((name, names[1]) for name in names[2:])]
+    pairs = [*((name, base) for name in names if name != base), *_PAIRS]
     lines = [row([f"ratio, {rounds} rounds", "figure", *(mix(*each) for each in mixes)]), rule(len(mixes) + 2)]
     for name, against in pairs:
         for figure in FIGURES:
@@ -114,9 +116,9 @@ def plot(found: Sequence[Record], base: str, file: Path) -> None:
     for pane, what in zip(panes, ("requests/s", "p50"), strict=True):
         for place, name in enumerate(name for name in names if name != base):
             data = [ratios(found, base, name, each, what) for each in mixes]
-            at = [n + (place - 1) * 0.26 for n in range(len(mixes))]
+            at = [n + (place - 1.5) * 0.21 for n in range(len(mixes))]
             line = {"color": "black"}
-            boxes = pane.boxplot(data, positions=at, widths=0.22, showfliers=False, patch_artist=True, medianprops=line)
+            boxes = pane.boxplot(data, positions=at, widths=0.18, showfliers=False, patch_artist=True, medianprops=line)
             for box in boxes["boxes"]:
                 box.set_facecolor(f"C{place}")
             pane.plot([], [], "s", color=f"C{place}", label=name)

@@ -46,9 +46,10 @@ class Account:
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One of our API keys with its account."""
+    """One of our API keys with its account; `hashed` is how it is stored."""
 
     id: str
+    hashed: str
     name: str
     role: str
     account: Account
@@ -213,7 +214,8 @@ class Accounts:
         if row is None:
             return None
         account = _account(row)
-        return ApiKey(str(row["key_id"]), row["key_name"], row["role"], account, row["is_active"], row["expires_at"])
+        name, role = row["key_name"], row["role"]
+        return ApiKey(str(row["key_id"]), key_hash, name, role, account, row["is_active"], row["expires_at"])
 
     async def _load_provider_keys(self, user_id: str) -> tuple[ProviderKey, ...]:
         return await usable_keys(self._database, user_id)

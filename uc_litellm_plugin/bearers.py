@@ -96,7 +96,7 @@ class Bearers:
         if self._tokens.looks_like_one(bearer) and not self._is_master(bearer):
             return await self._of_token(bearer)
         if (key := self._accounts.known_key(bearer)) is not None:
-            return _of_key(key, bearer)
+            return _of_key(key)
         guess = self._throttle.guess(self._address(request), bearer)
         if self._is_master(bearer):
             return Bearer(Actor(MASTER, "admin"), None, None, hash_key(bearer))
@@ -104,7 +104,7 @@ class Bearers:
         if found is None or not found.is_valid():
             self._throttle.wrong(guess)
             raise Unauthorized("This API key is not known, revoked or expired.")
-        return _of_key(found, bearer)
+        return _of_key(found)
 
     async def _of_token(self, token: str) -> Bearer:
         login = self._tokens.remembered(token)
@@ -133,10 +133,10 @@ class Bearers:
         return client_address(request.client.host if request.client else None, named, self._proxies)
 
 
-def _of_key(key: ApiKey, bearer: str) -> Bearer:
+def _of_key(key: ApiKey) -> Bearer:
     actor = Actor(key.account.user_id, key.role, key.id)
     _check_active(actor, key.account)
-    return Bearer(actor, key.account, key.name, hash_key(bearer))
+    return Bearer(actor, key.account, key.name, key.hashed)
 
 
 def _check_active(actor: Actor, account: Account) -> None:
