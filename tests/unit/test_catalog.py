@@ -93,6 +93,16 @@ CHAT_USAGE = {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1
 CACHED_USAGE = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 400}}
 
 
+@pytest.mark.parametrize("model", ["mini", "own", "told", "last", "any/gpt-4o"])
+def test_plain_answers_of_a_real_router_are_two_products(found: Catalog, model: str) -> None:
+    """What LiteLLM's router writes into the entries that it has read does not send every answer to its arithmetic."""
+    usage = {"prompt_tokens": 12, "completion_tokens": 20, "total_tokens": 32}
+    first = found.candidates(model)[0]
+    assert costs._flat_cost(first, usage, None) == costs._providers_cost(
+        first, costs.chat_usage(usage), "acompletion", None
+    )
+
+
 @pytest.mark.parametrize("usage", [CHAT_USAGE, CACHED_USAGE])
 @pytest.mark.parametrize(
     ("group", "model"),
