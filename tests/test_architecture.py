@@ -25,7 +25,7 @@ MODULES = {dotted(path): path for path in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
 
 LITELLM = {"callbacks", "plugin", "identity", "inbound", "refusals", "catalog", "costs", "strategy", "api"}
-LITELLM |= {"proxy_routes"}
+LITELLM |= {"proxy_routes", "regions"}
 ASYNCPG = {"database", "postgres_faults"}
 LAST = {"callbacks", "plugin"}
 # The composition roots: who may import a module that comes last.

@@ -12,7 +12,7 @@ from typing import Any
 import litellm
 from litellm.types.router import CustomPricingLiteLLMParams
 
-from . import prices
+from . import prices, regions
 from .errors import BadRequest
 from .plan import Candidate
 from .prices import PriceEntry
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Models that search the web unasked: their fee is not in the usage, and their findings have no bound.
 _SEARCHERS = ("sonar", "search-preview", "search-api", "deep-research")
 _CUSTOM_PRICES = frozenset(CustomPricingLiteLLMParams.model_fields)
-_OF_PARAMS = _CUSTOM_PRICES | {"model", "custom_llm_provider", "api_base", "base_model"}
+_OF_PARAMS = _CUSTOM_PRICES | regions.PARAMS | {"model", "custom_llm_provider", "base_model"}
 
 
 class Catalog:
@@ -131,7 +131,7 @@ class Catalog:
             provider=info.get("uc_provider") or self._provider_name(provider),
             litellm_provider=provider,
             price_name=name,
-            prices=entry,
+            prices=entry.times(regions.multiplier(entry, params, model, provider)),
             custom_prices=custom,
             max_output=_limit("max_output_tokens", info, entry, known) or _limit("max_tokens", info, entry, known),
             context=_limit("max_input_tokens", info, entry, known),

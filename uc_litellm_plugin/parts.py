@@ -14,6 +14,7 @@ _LOGGER = "litellm.integrations.custom_logger"
 _ROUTER = "litellm.router"
 _SERVER = "litellm.proxy.proxy_server"
 _TYPES = "litellm.proxy._types"
+_VERTEX = "litellm.llms.vertex_ai.vertex_llm_base"
 _PROXY_HOOKS = ("litellm.proxy.utils",)
 _CALL_HOOKS = ("litellm.utils",)
 # It moved within the router in 1.108.
@@ -127,6 +128,9 @@ _PRICING = (
                                             "router_model_id call_type service_tier"),
     _function("litellm", "AnthropicConfig.calculate_usage", "usage_object reasoning_content", 1),
     _function("litellm", "get_llm_provider", "model api_base"),
+    _function("litellm.llms.openai.data_residency", "infer_openai_data_residency", "", 2),
+    _function(_VERTEX, "VertexBase.safe_get_vertex_ai_location", "", 1),
+    _function(_VERTEX, "VertexBase.get_vertex_region", "", 2),
     _function("litellm.types.utils", "ModelResponse", "model usage"),
     _function("litellm.types.utils", "Usage", "prompt_tokens completion_tokens total_tokens prompt_tokens_details "
                                               "completion_tokens_details"),

@@ -159,6 +159,17 @@ class PriceEntry(dict[str, Any]):
         apart = any("reasoning" in key for key in said)
         return Flat(exact(reads), exact(writes), min(thresholds, default=None), even=not apart)
 
+    def times(self, factor: Decimal) -> PriceEntry:
+        """The same with each rate multiplied; itself where that changes nothing."""
+        if factor == 1:
+            return self
+        tables = {
+            key: [_times(step, factor) for step in table] if isinstance(table, list) else _times(table, factor)
+            for key in (_STEPS, _HOURS)
+            if (table := self.get(key))
+        }
+        return PriceEntry({**_times(self, factor), **tables})
+
     @cached_property
     def written(self) -> dict[str, str]:
         """Its rates, for a usage row."""
@@ -242,6 +253,10 @@ def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
                 yield key, exact(value)
             except ArithmeticError:
                 continue
+
+
+def _times(rates: Mapping[str, Any], factor: Decimal) -> dict[str, Any]:
+    return {**rates, **{key: float(usd * factor) for key, usd in _numbers(rates)}}
 
 
 def _is_input(key: str) -> bool:
