@@ -82,7 +82,11 @@ def test_no_other_route_serves_a_user(proxy: Proxy, upstream: Upstream, bank: Ba
     open_ones, broken = [], []
     with httpx.Client(base_url=proxy.url, headers=account.headers, trust_env=False, timeout=60) as client:
         for route in worth_trying():
-            answer = client.request(route.method, route.concrete, json=body)
+            try:
+                answer = client.request(route.method, route.concrete, json=body)
+            except httpx.ReadError:
+                # A refusal that has not read the body closes the connection, at times before its answer is read.
+                answer = client.request(route.method, route.concrete, json=body)
             if answer.status_code < 400 and kind(route) != "public":
                 open_ones.append((route.method, route.path, answer.status_code))
             if answer.status_code >= 500 and kind(route) != "public":
