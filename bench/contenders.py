@@ -31,11 +31,14 @@ from uc_litellm_plugin.settings import Settings
 from uc_litellm_plugin.vault import new_sealing_key
 
 STOCK, QUIET, TUNED, BARE, PLUGIN = "stock", "quiet", "tuned", "bare", "plugin"
+# The plugin with a clock around each of its functions (`bench.timings`).
+TIMED = "timed"
 NAMES = (STOCK, TUNED, PLUGIN)
 
 _CALLBACKS = {
     BARE: ("bench.bare.handler", "bench.bare.user_api_key_auth"),
     PLUGIN: ("uc_litellm_plugin.proxy_handler_instance", "uc_litellm_plugin.user_api_key_auth"),
+    TIMED: ("bench.timings.proxy_handler_instance", "bench.timings.user_api_key_auth"),
 }
 _ROOT = Path(__file__).parents[1]
 
@@ -126,7 +129,7 @@ class Stage:
         made = type("_Made", (_Proxy,), {"python": self._stock_python if name in (STOCK, QUIET) else _Proxy.python})
         state = self._home / "state"
         given = {**_ENVIRONMENTS.get(name, _RECOMMENDED), **(env or {})}
-        if name == PLUGIN:
+        if name in (PLUGIN, TIMED):
             given |= {
                 "UC_STATE_DIR": str(state),
                 "UC_DATABASE_URL": self.database_url,
@@ -135,11 +138,13 @@ class Stage:
             written = Path(tempfile.mkdtemp(dir=self._home), "uc.yaml")
             written.write_text(config)
             given["UC_CONFIG"] = str(written)
+        if name in (BARE, TIMED):
+            given |= {"PYTHONPATH": str(_ROOT)}
         if name == BARE:
-            given |= {"PYTHONPATH": str(_ROOT), bare.DATABASE: self.database_url, bare.USERS: str(len(self.keys))}
+            given |= {bare.DATABASE: self.database_url, bare.USERS: str(len(self.keys))}
         began = time.perf_counter()
         with made(self._config(name), given, workers=workers) as proxy:
-            keys = self.keys if name == PLUGIN else [proxy.master_key]
+            keys = self.keys if name in (PLUGIN, TIMED) else [proxy.master_key]
             yield Contender(name, proxy, keys, time.perf_counter() - began)
 
     def _config(self, name: str) -> Json:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import re
 import shlex
 from importlib.metadata import distributions
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench import load, processes, records, stock
+from bench import load, processes, records, stock, timings
 from bench.provider import ProviderProcess
 from bench.records import Record
 
@@ -77,3 +79,25 @@ def test_ratios_are_those_of_one_round(tmp_path: Path) -> None:
 
 def made(name: str, requests: int) -> Record:
     return Record(name, False, 8, 1.0, requests, 10, 20, 0.5, 0.1, 0.01, 0.01, "0")
+
+
+async def test_clocked_functions_do_what_they_did() -> None:
+    """A clock around a function changes nothing of it: results, errors, waits; it counts calls and adds up time."""
+
+    async def waiting(number: int) -> int:
+        await asyncio.sleep(0)
+        return number if number else failing()
+
+    def failing() -> int:
+        raise LookupError("none")
+
+    clocked = timings._clocked(waiting)
+    assert inspect.iscoroutinefunction(clocked) or asyncio.iscoroutinefunction(clocked)
+    assert list(await asyncio.gather(clocked(3), asyncio.create_task(clocked(4)))) == [3, 4]
+    with pytest.raises(LookupError):
+        await clocked(0)
+    with pytest.raises(LookupError):
+        timings._clocked(failing)()
+    (spent,) = [each for name, each in timings._spent.items() if name.endswith("waiting")]
+    whole, own, calls = spent
+    assert (whole >= own > 0, calls) == (True, 3)
