@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from bench import contenders, load, records
-from bench.contenders import PLUGIN, STOCK, TUNED, Stage
+from bench.contenders import PLUGIN, QUIET, TUNED, Stage
 from bench.provider import ProviderProcess
 
 ANYWHERE = "process: {collect_between_steps: false}\n"
@@ -61,7 +61,7 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("stock", STOCK, {}),
+    Variant("stock", QUIET, {}),
     Variant("stock, thresholds raised", TUNED, {}),
     Variant("plugin, thresholds raised", PLUGIN, {}, ANYWHERE),
     Variant("plugin, between steps", PLUGIN, {}, BETWEEN),

@@ -69,15 +69,21 @@ def ratios(found: Sequence[Record], base: str, name: str, mix: tuple[bool, int],
 
 def tables(found: Sequence[Record], base: str) -> list[str]:
     """Ratios with their spread, then CPU per request, then what was measured itself."""
-    mixes, names = sorted({each.mix for each in found}), ORDER
+    mixes, names = sorted({each.mix for each in found}), measured(found)
     rounds = len({each.round for each in found})
-    pairs = [*((name, base) for name in names if name != base), *_PAIRS]
+    pairs = [(name, base) for name in names if name != base] + [pair for pair in _PAIRS if {*pair} <= {*names}]
     lines = [row([f"ratio, {rounds} rounds", "figure", *(mix(*each) for each in mixes)]), rule(len(mixes) + 2)]
     for name, against in pairs:
         for figure in FIGURES:
             cells = [spread(ratios(found, against, name, each, figure)) for each in mixes]
             lines.append(row([f"{name} / {against}", figure, *cells]))
     return [*lines, "", *absolutes(found, mixes, names)]
+
+
+def measured(found: Sequence[Record]) -> list[str]:
+    """The contenders of all sittings; those that were not measured in each cannot be compared."""
+    rounds = {each.round for each in found}
+    return [name for name in ORDER if {each.round for each in found if each.name == name} == rounds]
 
 
 def absolutes(found: Sequence[Record], mixes: Sequence[tuple[bool, int]], names: Sequence[str]) -> list[str]:
@@ -111,7 +117,7 @@ def plot(found: Sequence[Record], base: str, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    mixes, names = sorted({each.mix for each in found}), ORDER
+    mixes, names = sorted({each.mix for each in found}), measured(found)
     figure, panes = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
     for pane, what in zip(panes, ("requests/s", "p50"), strict=True):
         for place, name in enumerate(name for name in names if name != base):

@@ -108,8 +108,9 @@ def _providers_cost(candidate: Candidate, usage: Usage, call_type: str, service_
     name = _price_name_now(candidate)
     custom = candidate.custom_prices or name != candidate.price_name
     if not custom and name not in prices.names(model, provider):
-        # LiteLLM 1.106 prices by the model's own entry where it has one, whatever the operator's `base_model` says.
-        name, custom = _registered(candidate.prices), True
+        # LiteLLM 1.106 prices by the model's own entry where it has one, whatever the operator's `base_model` says; and
+        # so does any release where that is another provider's.
+        name, custom = _registered({**candidate.prices, "litellm_provider": provider}), True
     try:
         return _cost(model, provider, usage, call_type, service_tier, name, custom=custom)
     except litellm.NotFoundError:

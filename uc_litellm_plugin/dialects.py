@@ -8,18 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from .answers import (
-    Usage,
-    delivered,
-    get,
-    plain,
-    says_something,
-    served_tier,
-    spoken,
-    stored_id,
-    usage_of,
-    write_cost,
-)
+from pydantic import BaseModel
+
+from . import answers
+from .answers import Usage, get, plain
 from .routes import Dialect
 
 
@@ -82,7 +74,7 @@ class Stream(ABC):
         complete."""
 
     def _note(self, piece: Any) -> bool:
-        texts = delivered(piece)
+        texts = answers.delivered(piece)
         self._texts += texts
         return bool(texts)
 
@@ -96,21 +88,20 @@ class ChatStream(Stream):
         self._given_id: Any = None
 
     def read(self, event: Any) -> bool:
-        self.service_tier = served_tier(event) or self.service_tier
+        self.service_tier = answers.served_tier(event) or self.service_tier
         if (given_id := get(event, "id")) != self._given_id:
-            self._given_id, self.response_id = given_id, stored_id(event) or self.response_id
+            self._given_id, self.response_id = given_id, answers.stored_id(event) or self.response_id
         choices = get(event, "choices") or ()
         said = any([self._read_choice(choice) for choice in choices])  # noqa: C419 - each one must be read
         self._finished = self._finished or any(get(choice, "finish_reason") for choice in choices)
-        if (usage := usage_of(event)) is not None:
+        if (usage := answers.usage_of(event)) is not None:
             # Some providers report usage as they go; the last word comes alone, after the finish.
             self.usage, self.complete = usage, not said and (self._finished or not choices)
         return said
 
     def _read_choice(self, choice: Any) -> bool:
-        delta, text = get(choice, "delta"), get(choice, "text")
-        said = not isinstance(delta, str) and self._note(delta)
-        return self._note(text) or said
+        said = self._note(_delta(choice))
+        return self._note(get(choice, "text")) or said
 
     def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
         usage = get(event, "usage")
@@ -129,16 +120,16 @@ class ResponsesStream(Stream):
 
     def read(self, event: Any) -> bool:
         if (answer := get(event, "response")) is not None:
-            self.response_id = stored_id(answer) or self.response_id
-            self.service_tier = served_tier(answer) or self.service_tier
+            self.response_id = answers.stored_id(answer) or self.response_id
+            self.service_tier = answers.served_tier(answer) or self.service_tier
             self.failed = _name(event) == "response.failed"
-            if (usage := usage_of(answer)) is not None:
+            if (usage := answers.usage_of(answer)) is not None:
                 self.usage, self.complete = usage, _name(event) in self._TERMINAL
         return _name(event).endswith(".delta") and self._note(get(event, "delta"))
 
     def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
         if charged is not None and _name(event) in self._TERMINAL:
-            write_cost(get(event, "response"), charged)
+            answers.write_cost(get(event, "response"), charged)
         return [event]
 
 
@@ -178,7 +169,7 @@ class MessagesStream(Stream):
         kind = self._kind = data.get("type")
         if kind == "message_start":
             message = data.get("message") or {}
-            self.response_id = stored_id(message)
+            self.response_id = answers.stored_id(message)
             self._merge(message.get("usage"))
         elif kind == "message_delta":
             self._merge(data.get("usage"))
@@ -220,7 +211,7 @@ class MessagesStream(Stream):
                 counts = isinstance(value, int) and isinstance(merged.get(key), int)
                 merged[key] = max(merged[key], value) if counts else merged.get(key) if value is None else value
             self.service_tier = merged.get("service_tier") or self.service_tier
-            self.usage = merged if says_something(merged) else None
+            self.usage = merged if answers.says_something(merged) else None
 
 
 def _name(event: Any) -> str:
@@ -279,10 +270,15 @@ def _costed(usage: Any, charged: Decimal) -> Any:
     return copy
 
 
+def _delta(choice: Any) -> Any:
+    """What a chunk adds to a choice; None for what has no members, in which nobody sends words."""
+    delta = get(choice, "delta")
+    return delta if isinstance(delta, Mapping | BaseModel) else None
+
+
 def _says_something(choice: Any) -> bool:
-    delta = plain(get(choice, "delta"))
-    said = any(spoken([delta])) if isinstance(delta, Mapping) else bool(get(choice, "text"))
-    return said or get(choice, "finish_reason") is not None
+    said = answers.delivered(_delta(choice)) or get(choice, "text")
+    return bool(said) or get(choice, "finish_reason") is not None
 
 
 _DIALECTS: Mapping[Dialect, type[Stream]] = {

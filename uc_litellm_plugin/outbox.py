@@ -121,8 +121,8 @@ class Outbox:
     def waiting(self) -> Waiting:
         """What waits in all segments."""
         stats = list(self._stats())
-        born = min((born for size, born in stats if size), default=None)
-        return Waiting(sum(size for size, _ in stats), 0.0 if born is None else max(0.0, time.time() - born))
+        oldest = min((born for size, born in stats if size), default=None)
+        return Waiting(sum(size for size, _ in stats), 0.0 if oldest is None else max(0.0, time.time() - oldest))
 
     def _create(self) -> Segment:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)

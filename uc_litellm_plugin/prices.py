@@ -29,7 +29,7 @@ _UNBOUNDED = ("input_cost_per_second", "output_cost_per_second")
 _FEES = ("input_cost_per_request", "input_cost_per_query")
 # Sets of rates within an entry: by the size of the input, by the hour.
 _STEPS, _HOURS = "tiered_pricing", "off_peak_pricing"
-# What else in an entry is a table, and has no say in what a token costs.
+# What else in an entry is a table, and has no say in what a token costs but by what a usage says of more than tokens.
 _OTHER_TABLES = frozenset(
     {"search_context_cost_per_query", "search_free_requests", "provider_specific_entry", "token_count_model"}
     | {"metadata", "audio_transcription_config"}
@@ -154,6 +154,8 @@ class PriceEntry(dict[str, Any]):
         reads, writes = (self.get(f"{way}_cost_per_token") or 0 for way in ("input", "output"))
         if not all(type(rate) in (int, float) for rate in (reads, writes)):
             return None
+        if not writes and self.get("output_cost_per_image_token"):
+            return None  # LiteLLM takes all output for images then (`_get_token_base_cost`).
         thresholds = [rate.above for rate in self.rates if rate.above]
         # A rate of its own, or knowledge by which LiteLLM may reckon in another way.
         apart = any("reasoning" in key for key in said)
@@ -172,8 +174,9 @@ class PriceEntry(dict[str, Any]):
 
     @cached_property
     def written(self) -> dict[str, str]:
-        """Its rates, for a usage row."""
-        return {key: str(value) for key, value in self.items() if "_cost" in key and isinstance(value, int | float)}
+        """Its rates, for a usage row; those by the hour under `off_peak_pricing.…`."""
+        rates = {**self, **{f"{_HOURS}.{key}": rate for key, rate in (self.get(_HOURS) or {}).items()}}
+        return {key: str(value) for key, value in rates.items() if "_cost" in key and isinstance(value, int | float)}
 
 
 def names(model: str, provider: str) -> tuple[str, str, str]:
@@ -214,7 +217,9 @@ def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> 
 
 def is_uneven(entry: Mapping[str, Any]) -> bool:
     """Whether some output tokens, of reasoning or of images, are dearer than those of text."""
-    steps = [dict(_numbers(step)) for step in (entry, *_tables(entry))]
+    plain = dict(_numbers(entry))
+    # What a table does not name stays as it is.
+    steps = [plain, *({**plain, **dict(_numbers(table))} for table in _tables(entry))]
     return any(
         step.get(rate, ZERO) > step.get("output_cost_per_token", ZERO) for step in steps for rate in _DEAR_OUTPUT
     )

@@ -24,7 +24,7 @@ from litellm.types.utils import (
 
 from tests.unit.recordings import RECORDINGS
 from uc_litellm_plugin import answers
-from uc_litellm_plugin.dialects import MessagesStream
+from uc_litellm_plugin.dialects import ChatStream, MessagesStream
 from uc_litellm_plugin.routes import ENDPOINTS
 
 
@@ -250,3 +250,13 @@ def test_a_member_is_what_python_says(value: Any) -> None:
     for name in names:
         expected = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
         assert answers.get(value, name) == expected, name
+
+
+@pytest.mark.parametrize("delta", ["x", ["x"], [{"content": "x"}], ({"content": "x"},), 5])
+def test_a_delta_without_members_delivers_nothing(delta: Any) -> None:
+    """What is charged as delivered is what the client gets: such a chunk is neither."""
+    stream = ChatStream()
+    chunk = ModelResponseStream(choices=[])
+    chunk.choices, chunk.usage = [{"delta": delta}], {"prompt_tokens": 1, "completion_tokens": 1}
+    assert stream.read(chunk) is False
+    assert (stream.text, stream.priced(chunk, None, False)) == ("", [])

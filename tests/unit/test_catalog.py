@@ -157,6 +157,21 @@ def test_the_operators_base_model_is_what_is_charged() -> None:
     assert costs.cost(based, CHAT_USAGE, "acompletion", None) == litellms_cost("gpt-4o-mini", CHAT_USAGE)
 
 
+@pytest.mark.parametrize(("model", "base"), [("gpt-4.1-nano", "azure/gpt-4o"), ("gpt-4o", "azure/gpt-4.1-nano")])
+def test_a_base_model_of_another_provider(model: str, base: str) -> None:
+    """It counts as well, by whichever arithmetic: one cached token does not change the price list, or pass the hold."""
+    router = Router(model_list=[deployment("based", f"openai/{model}", {"base_model": base})])
+    based = only(Catalog(lambda: router, lambda name: name), "based")
+    reads, writes = (prices.exact(litellm.model_cost[base][f"{way}_cost_per_token"]) for way in ("input", "output"))
+    plain = costs.cost(based, CHAT_USAGE, "acompletion", None)
+    assert plain == pricing.usd(1000 * reads + 500 * writes)
+    cached = costs.cost(based, CACHED_USAGE, "acompletion", None)
+    assert cached == plain - pricing.usd(
+        400 * (reads - prices.exact(litellm.model_cost[base]["cache_read_input_token_cost"]))
+    )
+    assert plain <= pricing.worst_usd(prices.dearest(based.prices, prices.Trigger(1000)), 1000, 500)
+
+
 @pytest.mark.parametrize("tier", ["flex", "priority", "default", "auto", None])
 def test_service_tiers_have_their_prices(found: Catalog, tier: str | None) -> None:
     """The tier that the provider served decides the rate."""

@@ -96,12 +96,12 @@ def test_they_agree_on_what_a_router_leaves_in_the_price_map(monkeypatch: pytest
     is, but for reasoning where it finds more knowledge of that."""
     seed = random.randrange(1 << 32)
     print("seed", seed)
-    dice, compared, left = random.Random(seed), 0, 0
+    dice, compared, left, filled = random.Random(seed), 0, 0, 0
     for name in sample(litellm.model_cost, 60):
         before = priced(name)
         monkeypatch.setitem(litellm.model_cost, name, dict(litellm.model_cost[name]))
         litellm.register_model({name: dict(litellm.model_cost[name])})
-        assert None in litellm.model_cost[name].values()
+        filled += None in litellm.model_cost[name].values()
         after = priced(name)
         for call_type, usage in usages(977, 533, dice.randint(0, 533)):
             expected, flat = (costs._flat_cost(made, usage, None) for made in (before, after))
@@ -111,6 +111,7 @@ def test_they_agree_on_what_a_router_leaves_in_the_price_map(monkeypatch: pytest
                 assert flat == expected == asked(monkeypatch, after, usage, call_type, None), (name, call_type, usage)
     assert compared > 200
     assert left < compared / 20
+    assert filled > 20
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,7 @@ def test_other_service_tiers_are_litellms_to_price(tier: str) -> None:
         {"tiered_pricing": [{"range": [0, 1], "input_cost_per_token": 1e-6}]},
         {"off_peak_pricing": {"hours_utc": "00:00-00:00", "input_cost_per_token": 1e-7}},
         {"surge_pricing": {"input_cost_per_token": 1e-5}},
+        {"output_cost_per_token": 0, "output_cost_per_image_token": 3e-5},
         {"input_cost_per_request": 0.01},
         {"input_cost_per_query": 0.01},
         {"input_cost_per_character": 1e-7},
@@ -167,8 +169,8 @@ def test_other_service_tiers_are_litellms_to_price(tier: str) -> None:
     ],
 )
 def test_other_prices_are_litellms_to_apply(entry: dict[str, Any]) -> None:
-    """Steps, hours, tables that nobody here knows, fees, a threshold that the input reaches, and a rate that is no
-    number are not two products."""
+    """Steps, hours, tables that nobody here knows, output that is taken for images, fees, a threshold that the input
+    reaches, and a rate that is no number are not two products."""
     known = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
     assert costs._flat_cost(candidate(prices=PriceEntry(known)), USAGE, None) is not None
     assert costs._flat_cost(candidate(prices=PriceEntry({**known, **entry})), USAGE, None) is None

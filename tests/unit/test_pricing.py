@@ -178,6 +178,14 @@ def test_free_is_only_what_costs_nothing_at_all() -> None:
         ({"output_cost_per_token": 2, "output_cost_per_reasoning_token": 3}, True),
         ({"output_cost_per_token": 2, "output_cost_per_image_token": "3"}, True),
         ({"tiered_pricing": [{"output_cost_per_token": 1}, {"output_cost_per_reasoning_token": 1}]}, True),
+        (
+            {
+                "output_cost_per_token": 3,
+                "output_cost_per_reasoning_token": 3,
+                "off_peak_pricing": {"output_cost_per_token": 1},
+            },
+            True,
+        ),
         ({"output_cost_per_token": 2, "output_cost_per_audio_token": 9}, False),
     ],
 )
