@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from . import changes, heap, migrations, vault
 from .accounts import Accounts
@@ -32,6 +32,7 @@ _OUTBOX_EVERY_S = 1.0
 _CONNECTIONS = 2
 # Settlements end within two tries at PostgreSQL and one fsync; this is for a disk that hangs.
 _LAST_WORDS_S = 10.0
+_ONCE_MORE_S = 0.5
 
 
 class Worker:
@@ -141,9 +142,7 @@ class Worker:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.ledger.drain(), _LAST_WORDS_S)
         self.ledger.confess()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
         self._tasks = []
         await self.database.close()
 
@@ -230,3 +229,12 @@ class Worker:
                     logger.exception("%s failed", work.__qualname__)
 
         return asyncio.create_task(beat())
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they are done: `asyncio.wait_for` may swallow a cancellation before 3.12 (bpo-37658)."""
+    going_on = set(tasks)
+    while going_on:
+        for task in going_on:
+            task.cancel()
+        _, going_on = await asyncio.wait(going_on, timeout=_ONCE_MORE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 from pathlib import Path
@@ -50,6 +51,24 @@ async def test_stopping_writes_what_was_asked_for(tmp_path: Path, database_url: 
     await asyncio.sleep(0)
     await worker.stop()
     assert (await asking).charged == 1.5
+
+
+async def test_stopping_ends_what_did_not_hear_it(tmp_path: Path, database_url: str) -> None:
+    """A task that misses its cancellation, as one in `asyncio.wait_for` may, does not keep a worker alive."""
+    missed = asyncio.Event()
+
+    async def hard_of_hearing() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        missed.set()
+        await asyncio.Event().wait()
+
+    worker = Worker(settings_at(database_url, tmp_path))
+    await worker.ready()
+    worker._tasks.append(asyncio.create_task(hard_of_hearing()))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(worker.stop(), 60)
+    assert missed.is_set()
 
 
 async def test_connections_are_at_hand(database_url: str, tmp_path: Path, db: Database) -> None:
