@@ -165,17 +165,17 @@ class PriceEntry(dict[str, Any]):
         """The same with each rate multiplied; itself where that changes nothing."""
         if factor == 1:
             return self
-        tables = {
-            key: [_times(step, factor) for step in table] if isinstance(table, list) else _times(table, factor)
-            for key in (_STEPS, _HOURS)
-            if (table := self.get(key))
-        }
+        tables: dict[str, Any] = {}
+        if steps := self.get(_STEPS):
+            tables[_STEPS] = [_times(step, factor) for step in steps]
+        if by_hour := _by_hour(self):
+            tables[_HOURS] = _times(by_hour, factor)
         return PriceEntry({**_times(self, factor), **tables})
 
     @cached_property
     def written(self) -> dict[str, str]:
         """Its rates, for a usage row; those by the hour under `off_peak_pricing.…`."""
-        rates = {**self, **{f"{_HOURS}.{key}": rate for key, rate in (self.get(_HOURS) or {}).items()}}
+        rates = {**self, **{f"{_HOURS}.{key}": rate for key, rate in _by_hour(self).items()}}
         return {key: str(value) for key, value in rates.items() if "_cost" in key and isinstance(value, int | float)}
 
 
@@ -247,8 +247,13 @@ def _rates(entry: Mapping[str, Any]) -> Iterator[_Rate]:
 def _tables(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The sets of rates within an entry."""
     yield from entry.get(_STEPS) or ()
-    if isinstance(by_hour := entry.get(_HOURS), Mapping):
-        yield by_hour
+    yield _by_hour(entry)
+
+
+def _by_hour(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Its rates by the hour; what is no table is nothing, as LiteLLM takes it."""
+    by_hour = entry.get(_HOURS)
+    return by_hour if isinstance(by_hour, Mapping) else {}
 
 
 def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:

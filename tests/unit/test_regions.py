@@ -99,3 +99,12 @@ def test_a_multiplier_that_is_no_number(value: Any) -> None:
     params = {"api_base": "https://eu.api.openai.com/v1"}
     entry = {"regional_processing_uplift_multiplier_eu": value}
     assert regions.multiplier(entry, params, "gpt-x", "openai") == 1
+
+
+@pytest.mark.parametrize("odd", ["10:00-11:00", [1], 5, True])
+def test_hours_that_are_no_table(odd: Any) -> None:
+    """An operator's mistake there keeps no answer from being charged and written down."""
+    entry = PriceEntry({"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, "off_peak_pricing": odd})
+    assert entry.written == {"input_cost_per_token": "1e-06", "output_cost_per_token": "2e-06"}
+    assert entry.times(Decimal("1.1"))["input_cost_per_token"] == 1.1e-6
+    assert prices.dearest(entry, Trigger(1)) == prices.Rates(Decimal("0.000001"), Decimal("0.000002"))
