@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
+from sys import intern
 from typing import TypeVar
 
 from . import power
@@ -25,7 +26,7 @@ _LOGIN = "SELECT error FROM login_account($1, $2, $3, $4)"
 _PROVIDERS = "SELECT name, litellm_names FROM providers"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Account:
     """What a call needs to know of an account before the ledger is asked.
 
@@ -44,7 +45,7 @@ class Account:
     status: str = "active"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """One of our API keys with its account; `hashed` is how it is stored."""
 
@@ -214,7 +215,7 @@ class Accounts:
         if row is None:
             return None
         account = _account(row)
-        name, role = row["key_name"], row["role"]
+        name, role = row["key_name"], intern(row["role"])
         return ApiKey(str(row["key_id"]), key_hash, name, role, account, row["is_active"], row["expires_at"])
 
     async def _load_provider_keys(self, user_id: str) -> tuple[ProviderKey, ...]:
@@ -233,4 +234,6 @@ class Accounts:
 
 
 def _account(row: Row) -> Account:
-    return Account(row["user_id"], row["tier"], row["power_level"], row["power_level_downgrade"], row["status"])
+    # Words that all accounts share are kept once, not once for each of them.
+    tier, level, status = intern(row["tier"]), intern(row["power_level"]), intern(row["status"])
+    return Account(row["user_id"], tier, level, row["power_level_downgrade"], status)

@@ -6,25 +6,16 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from functools import partial
+from itertools import takewhile
 from typing import Any, NoReturn
 
+import litellm
 from fastapi import HTTPException, Request
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 from litellm.proxy._types import UserAPIKeyAuth
 
-from . import (
-    answers,
-    departures,
-    identity,
-    inbound,
-    injection,
-    redaction,
-    routes,
-    settings,
-    stored_responses,
-    streams,
-)
+from . import answers, departures, identity, inbound, injection, redaction, routes, settings, stored_responses, streams
 from .call import CURRENT, Answer, Call, Caller
 from .errors import BadRequest, DatabaseError, NotFound, Refusal, Unexpected, kind_of, status_of
 from .estimates import Estimate
@@ -35,6 +26,8 @@ from .refusals import Refused, unreachable
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
+
+_HOOK = "async_pre_call_hook"
 
 # A request that may go to a provider without a hold, since it costs nothing.
 _FETCHING: ContextVar[Caller | None] = ContextVar("uc_fetching", default=None)
@@ -65,6 +58,9 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         except DatabaseError as error:
             raise Refused(unreachable(error)) from None
         identity.IDENTIFIED.set(identified)
+        endpoint = routes.billed(request.method, identity.path_of(request))
+        if endpoint is not None and identified.caller is not None and self._sees_first():
+            await self.reception.set_out(endpoint, identified.inbound, identified.caller)
         return identified.auth
 
     async def async_pre_call_hook(
@@ -129,7 +125,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         """Settle a plain answer before it leaves, and write its cost into it."""
         call = CURRENT.get()
         if (fetching := _FETCHING.get()) is not None:
-            await self._check_fetched(fetching, response)
+            await self._check_maker(fetching, response, "response_id")
         elif call is not None and call.delivery is None:
             self._attempts.succeeded(call, response)
             outcome = await self._settle_plain(call, response, cached=inbound.is_cached(data))
@@ -223,16 +219,20 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
             return await self._admit_fetch(auth, data)
         endpoint = routes.billed_call(call_type)
         sent, caller = await identity.identify(auth, data, self.worker.accounts)
-        await self.reception.look_around()
         await self._end_earlier()
         _forget_the_last()
-        call = await self.reception.admission.admit(endpoint, sent, caller, str(data.get("model")))
+        call = await self.reception.admit(endpoint, sent, caller, str(data.get("model")))
         self.worker.calls.add(call)
         CURRENT.set(call)
         departures.watch(call, self._settlement, self._estimates)
         return inbound.prepared(
             call, data, self.worker.settings.requests.extra_fields, ours=identity.IDENTIFIED.get() is not None
         )
+
+    def _sees_first(self) -> bool:
+        """Whether no other callback changes requests before they are admitted."""
+        before = takewhile(lambda each: each is not self, litellm.callbacks)
+        return all(getattr(type(each), _HOOK, None) is getattr(CustomLogger, _HOOK) for each in before)
 
     async def _admit_fetch(self, auth: UserAPIKeyAuth, data: dict[str, Any]) -> dict[str, Any]:
         """Fetching a stored answer is free; whose it is shows when it comes."""
@@ -243,20 +243,17 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         _FETCHING.set(caller)
         return data
 
-    async def _check_fetched(self, fetching: Caller, response: Any) -> None:
-        """A stored answer goes to the user whose settled call made it, and to nobody else."""
+    async def _check_maker(self, caller: Caller, response: Any, param: str) -> None:
+        """A stored answer is of use to the user whose settled call made it, and to nobody else."""
         response_id = answers.stored_id(response)
-        if response_id is None or not await self.worker.accounts.made_response(fetching.user_id, response_id):
-            raise Refused(NotFound("No such response of yours.", code="response_not_found", param="response_id"))
+        if response_id is None or not await self.worker.accounts.made_response(caller.user_id, response_id):
+            raise Refused(NotFound("No such response of yours.", code="response_not_found", param=param))
 
     async def _check_earlier(self, call: Call, candidate: Candidate, response_id: str) -> None:
         """A call goes on from a stored answer of its own caller only, and only with the key that made it."""
         if (own := stored_responses.is_own(response_id)) not in (None, candidate.own_key is not None):
             raise Refused(stored_responses.not_continued(own=bool(own)))
-        inner = answers.stored_id({"id": response_id})
-        if inner is None or not await self.worker.accounts.made_response(call.caller.user_id, inner):
-            raise Refused(NotFound("No such response of yours.", code="response_not_found",
-                                   param="previous_response_id"))  # fmt: skip
+        await self._check_maker(call.caller, {"id": response_id}, "previous_response_id")
 
     def _unheld(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What may go to a provider without a hold: the fetching of a stored answer, and LiteLLM's health checks."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from pathlib import Path
+from mmap import ACCESS_READ, mmap
 from typing import Any, Literal
 
 from .errors import UcError
@@ -39,8 +39,6 @@ def check() -> None:
         Parts have moved; the message names each, the versions that are supported, and the way out.
     """
     moved = [*unfit_release(metadata.version("litellm")), *moved_parts(PARTS)]
-    # Two million characters, which nobody reads again.
-    _source.cache_clear()
     # What the arithmetic says is of no use where its parts are missing.
     moved += [] if moved else list(moved_prices())
     if moved:
@@ -146,16 +144,15 @@ def _takes(part: Part, signature: inspect.Signature) -> bool:
     return True
 
 
-@lru_cache(maxsize=16)
-def _source(module: str) -> str:
-    spec = find_spec(module)
-    return Path(spec.origin).read_text("utf-8") if spec is not None and spec.origin else ""
-
-
 def _mentions(module: str, name: str) -> bool:
     try:
-        return f".{name.rpartition('.')[2]}" in _source(module)
-    except (ImportError, OSError):
+        spec = find_spec(module)
+        if spec is None or not spec.origin:
+            return False
+        # Mapped: read into memory, two million characters would leave holes in it for good.
+        with open(spec.origin, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as source:
+            return source.find(f".{name.rpartition('.')[2]}".encode()) >= 0
+    except (ImportError, OSError, ValueError):
         return False
 
 

@@ -28,7 +28,11 @@ class Stream(ABC):
         Whether the provider said that it broke off.
     service_tier, response_id
         As the provider reported them.
+    goes_on
+        Whether a client has to wait for more when it has the complete usage.
     """
+
+    goes_on = False
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -80,7 +84,9 @@ class Stream(ABC):
 
 
 class ChatStream(Stream):
-    """Chunks of chat and text completions; the usage comes alone, in the last one."""
+    """Chunks of chat and text completions; the usage comes alone, in the last one, before LiteLLM's `[DONE]`."""
+
+    goes_on = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -120,6 +120,12 @@ class Ledger:
             self._writer = asyncio.create_task(self._write())
         return future
 
+    def give_back(self, hold_id: UUID, user_id: str) -> asyncio.Future[Outcome]:
+        """Release a hold for which nothing was asked of a provider, and of which no usage row tells; as `settle`."""
+        return self.settle(
+            {"hold_id": str(hold_id), "user_id": user_id, "action": "release", "charge": "0", "usage": None}
+        )
+
     async def extend(self, hold_ids: Iterable[UUID]) -> set[UUID]:
         """Renew the leases of live calls; returns those that still were open."""
         rows = await self._database.fetch(_EXTEND, list(hold_ids), self._lease_s, idempotent=True)
@@ -199,7 +205,7 @@ class Ledger:
         """Release a hold of which nobody knows whether it is there; one that comes later finds itself released."""
         logger.warning("hold %s of user %s is in doubt and released", hold_id, user_id, extra={"action": "hold_lost"})
         metrics.HOLDS.labels("lost").inc()
-        self.settle({"hold_id": str(hold_id), "user_id": user_id, "action": "release", "charge": "0", "usage": None})
+        self.give_back(hold_id, user_id)
 
     async def _write(self) -> None:
         while self._waiting:

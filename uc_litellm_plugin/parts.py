@@ -152,7 +152,7 @@ _PROXY = (
     *_values(_TYPES, "LitellmUserRoles.PROXY_ADMIN LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY "
                      "LitellmUserRoles.INTERNAL_USER"),
     *_values(_SERVER, "app llm_router master_key litellm_proxy_admin_name"),
-    *_values("litellm", "cache DEFAULT_MAX_RETRIES ROUTER_MAX_FALLBACKS expose_router_debug_in_errors"),
+    *_values("litellm", "cache callbacks DEFAULT_MAX_RETRIES ROUTER_MAX_FALLBACKS expose_router_debug_in_errors"),
     _function("litellm", "ServiceUnavailableError", "message model llm_provider"),
 )  # fmt: skip
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import costs, endpoints, strategy, vocabularies
+from . import costs, endpoints, head_start, requests, strategy, vocabularies
 from .admission import Admission
 from .attempts import Attempts
+from .call import Call, Caller
 from .catalog import Catalog
 from .estimates import Estimates
+from .head_start import HeadStart
 from .injection import Injection
 from .key_health import KeyHealth
 from .planner import Known, Planner
+from .requests import Inbound
+from .routes import Endpoint
 from .settlement import Settlement
 from .strategy import Strategy
 from .worker import Worker
@@ -42,9 +47,40 @@ class Reception:
         self.estimates = Estimates(self.settlement, vocabularies.whole(otherwise=self._bounding))
         self._router = router
         self._provider_names: Mapping[str, str] = {}
+        self._renamed: set[str] = set()
         self._catalog = Catalog(router, self._provider_name)
         self._strategy = Strategy(self.attempts.claim_probe, settings.routing.latency_timeout)
         self.admission = Admission(settings, worker.ledger, Planner(settings, self._known()))
+
+    async def set_out(self, endpoint: Endpoint, sent: Inbound, caller: Caller) -> None:
+        """Begin to admit a call for the request of the current task, whose `admit` will take it.
+
+        One with an idempotency key waits: a request that LiteLLM refuses before it is admitted must not use the key.
+        So does one for a model that LiteLLM calls something else by then (`litellm_settings.model_alias_map`).
+        """
+        model = sent.body.get("model")
+        if not isinstance(model, str) or model in self._renamed or requests.IDEMPOTENCY_HEADER in sent.headers:
+            return
+        admission = self._admit(endpoint, sent, caller, model)
+        head_start.UNDER_WAY.set(HeadStart(endpoint, sent, model, admission, self._give_back))
+        # The event loop comes to it now, and not when LiteLLM happens to wait for something.
+        await asyncio.sleep(0)
+
+    async def admit(self, endpoint: Endpoint, sent: Inbound, caller: Caller, model: str) -> Call:
+        """The held call of a request, which may have set out already; parameters and errors as `Admission.admit`."""
+        begun = head_start.UNDER_WAY.get()
+        if begun is not None and begun.is_for(endpoint, sent, model):
+            return await begun.take()
+        if begun is not None and begun.model != model:
+            self._renamed.add(begun.model)
+        return await self._admit(endpoint, sent, caller, model)
+
+    async def _admit(self, endpoint: Endpoint, sent: Inbound, caller: Caller, model: str) -> Call:
+        await self.look_around()
+        return await self.admission.admit(endpoint, sent, caller, model)
+
+    def _give_back(self, call: Call) -> None:
+        self.worker.ledger.give_back(call.id, call.caller.user_id)
 
     async def look_around(self) -> None:
         """What has to be so before a call is planned: names of providers at hand, our strategy on the router.

@@ -35,6 +35,8 @@ class Inbound:
     ip_address: str | None = None
 
 
+IDEMPOTENCY_HEADER = "idempotency-key"
+
 # Every name under which a provider takes its output limit; each one that is present is overwritten with ours.
 CAP_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")
 
@@ -177,7 +179,7 @@ def idempotency_key(inbound: Inbound) -> str | None:
     BadRequest
         It is empty, too long, or holds other than printable ASCII.
     """
-    key = inbound.headers.get("idempotency-key")
+    key = inbound.headers.get(IDEMPOTENCY_HEADER)
     if key is None:
         return None
     if not 1 <= len(key) <= 255 or not (key.isascii() and key.isprintable()):

@@ -93,6 +93,11 @@ def kind(method: str, path: str) -> RouteKind:
     return "refused" if api_routes.find(method, path) is None else "api"
 
 
+def billed(method: str, path: str) -> Endpoint | None:
+    """The endpoint that a request is for, None where it is free or refused."""
+    return _BILLED.get(path) if method == "POST" else None
+
+
 def check(method: str, path: str, role: str = "user") -> None:
     """Let a request of a user or a service pass to a billed or a free route, and to those of our API that are for it.
 

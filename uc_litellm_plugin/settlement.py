@@ -48,15 +48,25 @@ class Settlement:
         """Charge what was delivered; every caller waits for the same outcome, the first one's."""
         return await self._end(call, lambda: self._charge(call, answer))
 
+    def begin(self, call: Call, answer: Answer) -> Decimal:
+        """Have a call that has not ended charged meanwhile; returns the credits, for which `charge` waits."""
+        record = self._charge(call, answer)
+        self._begin(call, record)
+        return Decimal(record["charge"])
+
     async def release(self, call: Call, status: int, error_type: str) -> Outcome:
         """Give the hold back: nothing was delivered."""
         return await self._end(call, lambda: _record(call, "release", Decimal(0), _failed(call, status, error_type)))
 
     async def _end(self, call: Call, record: Callable[[], Record]) -> Outcome:
         if call.ending is None:
-            # Set before the first await, so that a second hook finds it.
-            call.ending = asyncio.ensure_future(self._settle(record()))
+            self._begin(call, record())
+        assert call.ending is not None  # noqa: S101 - it has begun
         return await asyncio.shield(call.ending)
+
+    def _begin(self, call: Call, record: Record) -> None:
+        # Set before anybody awaits anything, so that a second hook finds it.
+        call.ending = asyncio.ensure_future(self._settle(record))
 
     def _charge(self, call: Call, answer: Answer) -> Record:
         candidate = call.answering

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -139,8 +140,15 @@ class _Relay:
             self._on_first()
         charged = None
         if self._stream.complete and not self._is_empty():
-            charged = (await self._charge(self._answer())).charged
+            charged = await self._price(self._answer())
         return self._stream.priced(event, charged, self._call.wants_usage)
+
+    async def _price(self, answer: Answer | Estimate) -> Decimal:
+        """The credits of the answer, charged before its last word: meanwhile, where more of the stream is to come."""
+        if self._call.ending is None and self._stream.goes_on and isinstance(answer, Answer):
+            self._call.response_id = self._stream.response_id
+            return self._settlement.begin(self._call, answer)
+        return (await self._charge(answer)).charged
 
     async def _finish(self) -> None:
         """The stream has ended; where no complete usage came, what was delivered is counted."""

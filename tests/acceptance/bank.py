@@ -121,6 +121,14 @@ class Bank:
             raise TimeoutError(f"after {seconds} s: {self.balance(account)}, {len(self.usage(account))} usage rows")
         return self.usage(account)
 
+    def released(self, account: Account, seconds: float = WAIT_SECONDS) -> list[Json]:
+        """The account's ledger rows, as soon as a release is among them."""
+        condition = (
+            "SELECT EXISTS (SELECT FROM credit_transactions WHERE user_id = $1 AND transaction_type = 'release')"
+        )
+        assert _run(_wait(self.url, condition, (account.user_id,), seconds)), "nothing was released"
+        return self.transactions(account)
+
     def held(self, account: Account, seconds: float = WAIT_SECONDS) -> Decimal:
         """The credits held, as soon as there are some."""
         condition = "SELECT credits_held > 0 FROM user_credits WHERE user_id = $1"

@@ -26,11 +26,13 @@ def till() -> Till:
 
 @all_dialects()
 async def test_settled_before_the_last_word(recording: Recording, till: Till) -> None:
-    """No event before the one with the usage settles anything, and that one comes after the settlement."""
-    seen = []
-    async for _ in playing(held_call(recording.endpoint), till, Player(recording.events)):
-        seen.append(len(till.records))
-    assert seen == [0] * recording.complete + [1] * (len(recording.events) - recording.complete)
+    """No event before the one with the usage settles anything, and that one comes after the settlement, or while it is
+    under way where `[DONE]` is to follow."""
+    seen, call = [], held_call(recording.endpoint)
+    async for _ in playing(call, till, Player(recording.events)):
+        seen.append((call.ending is not None, len(till.records)))
+    last = (True, 0 if recording.endpoint is CHAT else 1)
+    assert seen == [(False, 0)] * recording.complete + [last] * (len(recording.events) - recording.complete)
     assert till.ending == ("settle", "usage", 200)
     tokens = [till.record["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
     assert tokens == [10, 3]
@@ -38,7 +40,7 @@ async def test_settled_before_the_last_word(recording: Recording, till: Till) ->
 
 @all_dialects()
 async def test_a_settlement_that_takes_long_holds_the_last_word_back(recording: Recording) -> None:
-    """As long as the settlement is not done, the client does not get the event with the usage."""
+    """As long as the settlement is not done, the client does not get the event with the usage, or `[DONE]` after it."""
     done = asyncio.Event()
 
     async def slow(record: Record) -> Outcome:
@@ -48,14 +50,14 @@ async def test_a_settlement_that_takes_long_holds_the_last_word_back(recording: 
     settlement = Settlement(slow, lambda *_: Decimal("0.1"))
     estimates = Estimates(settlement, counting_words())
     stream = streams.settled(held_call(recording.endpoint), Player(recording.events), settlement, estimates, 1, print)
-    for _ in range(recording.complete):
+    for _ in range(recording.complete + (recording.endpoint is CHAT)):
         await stream.__anext__()
-    last = asyncio.ensure_future(stream.__anext__())
+    last = asyncio.ensure_future(anext(stream, None))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not last.done()
     done.set()
-    await last
+    assert (await last is None) == (recording.endpoint is CHAT)
     await stream.aclose()  # type: ignore[attr-defined]
 
 

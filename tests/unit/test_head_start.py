@@ -1,0 +1,123 @@
+"""An admission that is under way while LiteLLM prepares its request: taken once, or given back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.samples import HELLO, held_call
+from uc_litellm_plugin.call import Call
+from uc_litellm_plugin.errors import BadRequest
+from uc_litellm_plugin.head_start import HeadStart
+from uc_litellm_plugin.requests import Inbound
+from uc_litellm_plugin.routes import CHAT, EMBEDDINGS
+
+SENT = Inbound(HELLO)
+
+
+class Desk:
+    """Admits when it is told to, and notes what comes back."""
+
+    def __init__(self) -> None:
+        self.call = held_call()
+        self.answer: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
+        self.returned: list[Call] = []
+
+    def begin(self) -> HeadStart:
+        return HeadStart(CHAT, SENT, "m", self._admit(), self.returned.append)
+
+    def admit(self) -> None:
+        self.answer.set_result(self.call)
+
+    async def _admit(self) -> Call:
+        return await self.answer
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    return Desk()
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_taken_once(desk: Desk) -> None:
+    """The hook gets the call, another run of it for the same request does not, and nothing is given back."""
+
+    async def request() -> tuple[Call, bool]:
+        begun = desk.begin()
+        assert begun.is_for(CHAT, SENT, "m")
+        desk.admit()
+        return await begun.take(), begun.is_for(CHAT, SENT, "m")
+
+    assert await asyncio.create_task(request()) == (desk.call, False)
+    await turns()
+    assert desk.returned == []
+
+
+@pytest.mark.parametrize("admitted", ["before the request ends", "after it"])
+async def test_not_taken(desk: Desk, admitted: str) -> None:
+    """What was held for a request that ends without taking it is given back, as soon as it is known."""
+
+    async def request() -> None:
+        desk.begin()
+        if admitted == "before the request ends":
+            desk.admit()
+            await turns()
+
+    await asyncio.create_task(request())
+    await turns()
+    if admitted == "after it":
+        assert desk.returned == []
+        desk.admit()
+        await turns()
+    assert desk.returned == [desk.call]
+
+
+@pytest.mark.parametrize("admitted", ["in the same moment", "after it"])
+async def test_client_that_leaves_while_the_hook_waits(desk: Desk, admitted: str) -> None:
+    """The admission is not broken off, and what it held is given back once."""
+
+    async def request() -> None:
+        await desk.begin().take()
+
+    task = asyncio.create_task(request())
+    await turns()
+    if admitted == "in the same moment":
+        desk.admit()
+    task.cancel()
+    await asyncio.wait([task])
+    if admitted == "after it":
+        desk.admit()
+    await turns()
+    assert task.cancelled()
+    assert desk.returned == [desk.call]
+
+
+async def test_refused(desk: Desk) -> None:
+    """A refusal reaches the hook that takes, and nobody where no hook does."""
+
+    async def request(*, takes: bool) -> None:
+        begun = desk.begin()
+        if takes:
+            await begun.take()
+
+    desk.answer.set_exception(BadRequest("No."))
+    with pytest.raises(BadRequest, match="No"):
+        await asyncio.create_task(request(takes=True))
+    await asyncio.create_task(request(takes=False))
+    await turns()
+    assert desk.returned == []
+
+
+async def test_for_what_was_begun_only(desk: Desk) -> None:
+    """Another endpoint, model or request is admitted anew, whatever the bodies say."""
+    begun = desk.begin()
+    assert not begun.is_for(EMBEDDINGS, SENT, "m")
+    assert not begun.is_for(CHAT, SENT, "n")
+    assert not begun.is_for(CHAT, Inbound(HELLO), "m")
+    desk.admit()
+    await begun.take()
