@@ -107,7 +107,7 @@ def planner_of(candidates: Callable[[str], list[Candidate]], known: Mapping[str,
             providers=lambda: {name: name for name in PROVIDERS},
             standing=lambda candidate: known[candidate.deployment],
             own_keys=no_keys,
-            tokenizer=vocabularies.bounding(),
+            heads=vocabularies.Heads(),
         ),
     )
 

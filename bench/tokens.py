@@ -166,9 +166,9 @@ def main(
     typer.echo(f"{sum(map(len, kinds.values()))} texts of {LENGTHS} characters, seed {seed}; bound / true count:\n"
                "median (least), misses below\n")  # fmt: skip
     typer.echo(records.row(["model", "counted by", *kinds, "misses"]) + "\n" + records.rule(len(kinds) + 3))
-    tokenizer = vocabularies.bounding()
+    heads = vocabularies.Heads()
     for model in models(tokenizers):
-        cells, missed = [], 0
+        cells, missed, tokenizer = [], 0, heads.of(tokens.vocabulary([model.name]))
         for found in kinds.values():
             ratios = [_ratio(model, text, tokenizer) for text in found]
             missed += sum(each < 1 for each in ratios)

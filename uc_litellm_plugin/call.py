@@ -137,7 +137,6 @@ class Call:
     streamed: bool
     wants_usage: bool
     demand: Demand
-    counted: int
     inbound: Inbound
     route: Route
     id: uuid.UUID = field(default_factory=uuid.uuid4)

@@ -24,7 +24,7 @@ from .ranking import LeftOut, Option, Reason
 from .requests import Inbound
 from .routes import Endpoint
 from .settings import Settings, TierSettings
-from .tokens import Tokenizer
+from .vocabularies import Heads
 from .wish import Wish
 
 # Long texts are counted in threads of their own: settlements on their way to the outbox need the common ones.
@@ -49,8 +49,8 @@ class Known:
         The health of a candidate.
     own_keys
         The active provider keys of a caller, none where they may have none.
-    tokenizer
-        Counts a text: no fewer tokens than OpenAI's models.
+    heads
+        Count a text: no fewer tokens than OpenAI's models.
     """
 
     levels: Callable[[], Awaitable[Mapping[str, PowerLevel]]]
@@ -59,7 +59,7 @@ class Known:
     providers: Callable[[], Mapping[str, str]]
     standing: Callable[[Candidate], Standing]
     own_keys: Callable[[Caller], Awaitable[Sequence[ProviderKey]]]
-    tokenizer: Tokenizer
+    heads: Heads
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class _Question:
     model: str
     wish: Wish
     demand: Demand
+    candidates: Sequence[Candidate]
     counted: int
     own_keys: Sequence[ProviderKey]
 
@@ -114,10 +115,8 @@ class Planner:
         )
         providers = self._known.providers() if inbound.body.get("provider") is not None else {}
         wished = wish.read(inbound, suffix, levels, providers)
-        asked = demand.measure(endpoint, inbound.body)
-        counted, own_keys = await self._count(asked), await self._known.own_keys(caller)
-        question = _Question(endpoint, inbound, caller, name, wished, asked, counted, own_keys)
-        return self._call(question, self._level(caller, wished, levels))
+        asked, level = demand.measure(endpoint, inbound.body), self._level(caller, wished, levels)
+        return self._call(await self._question(endpoint, inbound, caller, name, wished, asked), level)
 
     async def cheaper(self, call: Call) -> list[Call]:
         """The same call at each cheaper level that the caller's tier includes, the dearest of them first."""
@@ -130,15 +129,8 @@ class Planner:
         return [made for level in cheaper if (made := await self._again(call, level)) is not None]
 
     async def _again(self, call: Call, level: PowerLevel) -> Call | None:
-        question = _Question(
-            call.endpoint,
-            call.inbound,
-            call.caller,
-            call.model,
-            call.route.wish,
-            call.demand,
-            call.counted,
-            await self._known.own_keys(call.caller),
+        question = await self._question(
+            call.endpoint, call.inbound, call.caller, call.model, call.route.wish, call.demand
         )
         try:
             made = self._call(question, level)
@@ -161,13 +153,24 @@ class Planner:
             raise _not_in_tier(f"Power level '{name}'", caller, tier.power_levels, "power_level_not_in_tier")
         return level
 
-    async def _count(self, asked: Demand) -> int:
+    async def _question(
+        self, endpoint: Endpoint, inbound: Inbound, caller: Caller, model: str, wished: Wish, asked: Demand
+    ) -> _Question:
+        candidates = self._known.candidates(model)
+        counted = await self._count(asked, tokens.vocabulary(candidate.model for candidate in candidates))
+        own = await self._known.own_keys(caller)
+        return _Question(endpoint, inbound, caller, model, wished, asked, candidates, counted, own)
+
+    async def _count(self, asked: Demand, vocabulary: str | None) -> int:
+        heads = self._known.heads
+        if (tokenizer := heads.at_hand(vocabulary)) is None:
+            tokenizer = await asyncio.get_running_loop().run_in_executor(_COUNTERS, heads.of, vocabulary)
         if len(asked.text) < tokens.LONG_TEXT:
-            return tokens.count(asked.text, self._known.tokenizer)
+            return tokens.count(asked.text, tokenizer)
         # Tokenizing releases the GIL, so that other requests go on.
         in_turn = partial(asyncio.get_running_loop().run_in_executor, _COUNTERS)
         await in_turn(tokens.prepare, asked)
-        return sum([await in_turn(tokens.count, part, self._known.tokenizer) for part in tokens.shares(asked.text)])
+        return sum([await in_turn(tokens.count, part, tokenizer) for part in tokens.shares(asked.text)])
 
     def _call(self, question: _Question, level: PowerLevel) -> Call:
         kept, left_out = self._permitted(question, level)
@@ -189,7 +192,6 @@ class Planner:
             streamed=body.get("stream") is True,
             wants_usage=(body.get("stream_options") or {}).get("include_usage") is True,
             demand=question.demand,
-            counted=question.counted,
             inbound=question.inbound,
             route=Route(level, question.wish, level.name, tuple(options), tuple(left_out)),
         )
@@ -199,7 +201,7 @@ class Planner:
         if tier.models is not None and not _includes(tier.models, question.model):
             raise _not_in_tier(f"'{question.model}'", caller, tier.models, "model_not_in_tier")
         kept, left_out = [], []
-        for candidate in self._known.candidates(question.model):
+        for candidate in question.candidates:
             reason = ranking.obstacle(candidate, level, question.wish, tier.providers)
             if reason is None and question.endpoint is routes.MESSAGES and prices.is_uneven(candidate.prices):
                 # LiteLLM's translation to Anthropic's usage does not say which tokens they were.

@@ -40,11 +40,11 @@ class Reception:
     def __init__(self, worker: Worker, router: Callable[[], Any]) -> None:
         settings = worker.settings
         self.worker = worker
-        self._bounding = vocabularies.bounding()
+        self._heads = vocabularies.Heads()
         self.attempts = Attempts(worker.health, KeyHealth(settings.health), worker.note_key_fault)
         self.injection = Injection(worker.open_key, endpoints.client(settings.byok, timeout_s=_OWN_ENDPOINT_S))
         self.settlement = Settlement(worker.ledger.settle, costs.cost, self.attempts.measured)
-        self.estimates = Estimates(self.settlement, vocabularies.whole(otherwise=self._bounding))
+        self.estimates = Estimates(self.settlement, vocabularies.whole(otherwise=self._heads.by_both))
         self._router = router
         self._provider_names: Mapping[str, str] = {}
         self._renamed: set[str] = set()
@@ -102,7 +102,7 @@ class Reception:
             providers=self._providers,
             standing=self.attempts.standing,
             own_keys=self.worker.own_keys,
-            tokenizer=self._bounding,
+            heads=self._heads,
         )
 
     def _providers(self) -> Mapping[str, str]:

@@ -1,8 +1,9 @@
 """How many tokens the input of a request can be, and what it is taken for when nobody says.
 
 The text is counted with the heads of the vocabularies that OpenAI publishes (`vocabularies`), which bounds OpenAI's
-models. For the others it is the larger of that count times a factor per family, and of a count by kinds of characters
-that no packing of whole phrases into one token defeats. A token of every tokenizer in use stands for at least one byte
+models: with the model's own one where its name tells it, else with both. For models of others it is the larger of that
+count times a factor per family, and of a count by kinds of characters that no packing of whole phrases into one token
+defeats. A token of every tokenizer in use stands for at least one byte
 (byte-level BPE, or SentencePiece with byte fallback), so the bytes bound all of them. Images and audio come from a
 table.
 """
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from .demand import Demand
 
 Tokenizer = Callable[[str], int]
+
+# Of OpenAI's vocabularies, the older and the newer one.
+CL100K, O200K = "cl100k_base", "o200k_base"
 
 # Tokenizing is bounded: pieces keep BPE merging linear, beyond the limit each byte counts as a token.
 _PIECE = 4_096
@@ -38,6 +43,8 @@ class Family:
         Most tokens per token of our count.
     exact
         Our count is by the heads of this family's own vocabularies.
+    vocabulary
+        The one that all of the family counts with, None where that is not known.
     image
         Most tokens one image costs.
     remote_images
@@ -49,18 +56,21 @@ class Family:
     factor: float
     image: int
     exact: bool = False
+    vocabulary: str | None = None
     remote_images: bool = False
     tools: int = 200
 
 
 # Images: https://platform.openai.com/docs/guides/images (gpt-4o-mini: 2833 + 48 tiles at most of 5667 are scaled down
 # to 8 tiles), https://docs.anthropic.com/en/docs/build-with-claude/vision, https://ai.google.dev/gemini-api/docs/tokens.
+# Vocabularies: tiktoken/model.py.
+_OPENAI = Family(1.02, 4_000, exact=True, remote_images=True)
+_NEWER, _OLDER = replace(_OPENAI, vocabulary=O200K), replace(_OPENAI, vocabulary=CL100K)
 _FAMILIES: tuple[tuple[tuple[str, ...], Family], ...] = (
-    (("gpt-4o-mini",), Family(1.02, 48_169, exact=True, remote_images=True)),
-    (
-        ("gpt-", "o1", "o3", "o4", "chatgpt", "text-embedding", "davinci", "babbage"),
-        Family(1.02, 4_000, exact=True, remote_images=True),
-    ),
+    (("gpt-4o-mini",), replace(_NEWER, image=48_169)),
+    (("gpt-4o", "gpt-4.1", "gpt-4.5", "gpt-5", "gpt-oss", "chatgpt-4o", "o1", "o3", "o4"), _NEWER),
+    (("gpt-4-", "gpt-3.5", "gpt-35", "text-embedding-3", "text-embedding-ada"), _OLDER),
+    (("gpt-", "chatgpt", "text-embedding", "davinci", "babbage"), _OPENAI),
     (("claude",), Family(1.6, 5_000, remote_images=True, tools=1_000)),
     (("gemini", "gemma"), Family(1.4, 5_200)),
 )
@@ -76,10 +86,17 @@ _FRAMING_PER_PART = 12
 _FRAMING = 32
 
 
+@lru_cache(1_024)
 def family(model: str) -> Family:
     """The family of a model, by the name the provider knows it under."""
     name = model.rsplit("/", 1)[-1].lower()
     return next((value for names, value in _FAMILIES if name.startswith(names)), _OTHER)
+
+
+def vocabulary(models: Iterable[str]) -> str | None:
+    """The one vocabulary whose count bounds all of these models, None where it takes the larger count of both."""
+    found = {family(model).vocabulary for model in models}
+    return found.pop() if len(found) == 1 else None
 
 
 def count(text: str, tokenizer: Tokenizer) -> int:

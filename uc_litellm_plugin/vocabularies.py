@@ -1,6 +1,6 @@
-"""The vocabularies that text is counted with: the heads of OpenAI's two in every worker, the whole ones when needed.
+"""The vocabularies that text is counted with, OpenAI's two: their heads, and the whole ones, each when it is needed.
 
-`bounding` counts for holds, before a call. It has the first ranks of each vocabulary only, which never counts fewer
+`Heads` count for holds, before a call. They are the first ranks of each vocabulary only, which never counts fewer
 tokens than the whole one: byte-pair encoding always merges the pair of lowest rank, so that the whole vocabulary makes
 every merge of its head first and goes on from there, and each further merge is a token less.
 
@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from itertools import islice
@@ -26,7 +26,7 @@ from pathlib import Path
 import tiktoken
 
 from . import tokens
-from .tokens import Tokenizer
+from .tokens import CL100K, O200K, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ _HEAD = 28_672
 
 # How each vocabulary cuts text before it merges (tiktoken_ext/openai_public.py); to ask tiktoken would load it whole.
 _PATTERNS = {
-    "cl100k_base": (
+    CL100K: (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
         r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
     ),
-    "o200k_base": (
+    O200K: (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,11 +48,11 @@ _PATTERNS = {
 
 # The same cuts in a text of nothing but ASCII, as Python's `re` writes them down.
 _ASCII_PATTERNS = {
-    "cl100k_base": re.compile(
+    CL100K: re.compile(
         rb"'(?i:[sdmt]|ll|ve|re)|[^\r\n0-9A-Za-z]?[A-Za-z]+|[0-9]{1,3}| ?[^\s0-9A-Za-z]+[\r\n]*"
         rb"|\s+\Z|\s*[\r\n]|\s+(?!\S)|\s"
     ),
-    "o200k_base": re.compile(
+    O200K: re.compile(
         rb"[^\r\n0-9A-Za-z]?[A-Z]*[a-z]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         rb"|[^\r\n0-9A-Za-z]?[A-Z]+[a-z]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         rb"|[0-9]{1,3}| ?[^\s0-9A-Za-z]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -63,9 +63,34 @@ _ASCII_PATTERNS = {
 _COUNTERS = ThreadPoolExecutor(2, thread_name_prefix="uc-estimate")
 
 
-def bounding() -> Tokenizer:
-    """Counts no fewer tokens than either of OpenAI's vocabularies; blocks for a tenth of a second while it is made."""
-    return _larger(_head, otherwise=_in_bytes)
+class Heads:
+    """Count no fewer tokens than one of OpenAI's vocabularies, or than both. One that no call needs is not loaded."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: dict[str, Tokenizer | None] = {}
+        self._tokenizers: dict[str | None, Tokenizer] = {}
+
+    def at_hand(self, vocabulary: str | None) -> Tokenizer | None:
+        """As `of`; None where that would block."""
+        return self._tokenizers.get(vocabulary)
+
+    def of(self, vocabulary: str | None) -> Tokenizer:
+        """Bounds the count with a vocabulary, with either one for None; blocks for 50 ms for each that it loads."""
+        with self._lock:
+            if vocabulary not in self._tokenizers:
+                names = _PATTERNS if vocabulary is None else (vocabulary,)
+                self._tokenizers[vocabulary] = _larger(map(self._counter, names), otherwise=_in_bytes)
+            return self._tokenizers[vocabulary]
+
+    def by_both(self, text: str) -> int:
+        """Bounds the count of a text with either vocabulary; may block."""
+        return self.of(None)(text)
+
+    def _counter(self, name: str) -> Tokenizer | None:
+        if name not in self._counters:
+            self._counters[name] = _at_hand(_head, name)
+        return self._counters[name]
 
 
 class Whole:
@@ -111,29 +136,28 @@ def whole(otherwise: Tokenizer) -> Whole:
     otherwise
         Counts where neither can be loaded.
     """
-    return Whole(lambda: _larger(_whole, otherwise))
+    return Whole(lambda: _larger((_at_hand(_whole, name) for name in _PATTERNS), otherwise))
 
 
-def _larger(made: Callable[[str], tiktoken.Encoding], otherwise: Tokenizer) -> Tokenizer:
-    """Takes the larger count, by what is at hand of the two."""
-    counters = list(_at_hand(made))
-    if not counters:
+def _larger(counters: Iterable[Tokenizer | None], otherwise: Tokenizer) -> Tokenizer:
+    """Takes the larger count of those that are at hand."""
+    found = [counter for counter in counters if counter is not None]
+    if not found:
         return otherwise
-    return tokens.remembering(lambda text: max(count(text) for count in counters))
+    return tokens.remembering(found[0] if len(found) == 1 else lambda text: max(count(text) for count in found))
 
 
-def _at_hand(made: Callable[[str], tiktoken.Encoding]) -> Iterator[Tokenizer]:
-    for name in _PATTERNS:
-        try:
-            encoding = made(name)
-            counter = _counter(encoding)
-        except Exception as error:
-            # An answer that was delivered must not be free, nor a call refused, whatever is wrong with the files.
-            logger.warning("%s is not at hand, what OpenAI's models count may be taken for too little: %s", name, error)
-            continue
-        # Python's copy, which only pickling reads, would be 45 MB.
-        encoding._mergeable_ranks = {}
-        yield counter
+def _at_hand(made: Callable[[str], tiktoken.Encoding], name: str) -> Tokenizer | None:
+    try:
+        encoding = made(name)
+        counter = _counter(encoding)
+    except Exception as error:
+        # An answer that was delivered must not be free, nor a call refused, whatever is wrong with the files.
+        logger.warning("%s is not at hand, what OpenAI's models count may be taken for too little: %s", name, error)
+        return None
+    # Python's copy, which only pickling reads, would be 45 MB.
+    encoding._mergeable_ranks = {}
+    return counter
 
 
 def _counter(encoding: tiktoken.Encoding) -> Tokenizer:

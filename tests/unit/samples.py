@@ -85,7 +85,6 @@ def held_call(
         streamed=streamed,
         wants_usage=wants_usage,
         demand=demand.measure(CHAT, HELLO),
-        counted=10,
         inbound=Inbound(HELLO),
         route=Route(
             LEVEL, Wish(), LEVEL.name, tuple(Option(b.candidate, Standing(), plan.usd(b)) for b in plan.bounds)

@@ -16,15 +16,16 @@ from uc_litellm_plugin.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RE
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("encoding", [O200K, CL100K], ids=["o200k", "cl100k"])
-def test_the_input_bound_holds_for_random_text(kind: str, encoding: tiktoken.Encoding) -> None:
+@pytest.mark.parametrize(("model", "encoding"), [("gpt-4o", O200K), ("gpt-3.5-turbo", CL100K), ("gpt-6", O200K),
+                                                 ("gpt-6", CL100K)])  # fmt: skip
+def test_the_input_bound_holds_for_random_text(kind: str, model: str, encoding: tiktoken.Encoding) -> None:
     """Whatever is written, OpenAI's own tokenizers count no more than the bound, framing included."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     for length in (1, 30, 500, 5_000, 9_000):
         text = KINDS[kind](rng, length)
-        assert len(encoding.encode(text, disallowed_special=())) + 8 <= bound(chat(text)), length
+        assert len(encoding.encode(text, disallowed_special=())) + 8 <= bound(chat(text), model), length
 
 
 @given(st.text(max_size=300))

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiktoken.model import MODEL_PREFIX_TO_ENCODING, MODEL_TO_ENCODING
 
-from tests.unit.texts import CL100K, KINDS, O200K, TOKENIZER
+from tests.unit.texts import CL100K, HEADS, KINDS, O200K, TOKENIZER
 from uc_litellm_plugin import tokens, vocabularies
 from uc_litellm_plugin.tokens import Tokenizer
 from uc_litellm_plugin.vocabularies import Whole
 
+# The same merges, with other words for the frame of a conversation.
+_SAME = ("o200k_harmony", "o200k_base")
 WHOLE = vocabularies.whole(otherwise=len)
 # What packs well in one vocabulary and badly in the other, and what their patterns cut differently.
 PACKED = [" don't we'll they're", " ontwikkeling", " საქართველოს", "ությունների", "/\n//\n", "camelCaseHTTPRequest",
@@ -27,6 +30,12 @@ PACKED = [" don't we'll they're", " ontwikkeling", " საქართველ
 def by_both(text: str) -> int:
     """The larger of both whole counts, as OpenAI counts."""
     return max(len(encoding.encode(text, disallowed_special=())) for encoding in (CL100K, O200K))
+
+
+def by_each_head(text: str) -> bool:
+    """Whether each head alone bounds what its vocabulary counts."""
+    wholes = {tokens.CL100K: CL100K, tokens.O200K: O200K}
+    return all(HEADS.of(name)(text) >= len(whole.encode(text, disallowed_special=())) for name, whole in wholes.items())
 
 
 def whole_of(text: str) -> int:
@@ -47,6 +56,7 @@ CUTS = ["'s", "'LL", "'v", "A", "bc", "Zz", "7", "123456", " ", "  ", "\t", "\n"
 def test_heads_bound_whatever_is_written(text: str) -> None:
     """The heads never count less than either whole vocabulary, and whole counts are OpenAI's."""
     assert TOKENIZER(text) >= by_both(text) == whole_of(text)
+    assert by_each_head(text)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *PACKED])
@@ -58,6 +68,7 @@ def test_heads_bound_what_is_made_to_defeat_them(kind: str) -> None:
     for length in (1, 40, 700, 4_000):
         text = KINDS[kind](rng, length) if kind in KINDS else (kind * length)[:4_096]
         assert TOKENIZER(text) >= by_both(text), length
+        assert by_each_head(text), length
 
 
 @pytest.mark.parametrize("encoding", [CL100K, O200K], ids=["cl100k", "o200k"])
@@ -67,6 +78,43 @@ def test_heads_bound_every_token(encoding: object) -> None:
     for token in random.Random(1).sample(range(256, 100_000), 4_000):
         text = encoding.decode_single_token_bytes(token).decode("utf-8", "ignore") * 3
         assert TOKENIZER(text) >= by_both(text), text
+        assert by_each_head(text), text
+
+
+def test_models_by_one_vocabulary() -> None:
+    """A model is counted by one vocabulary where tiktoken says that it is that one, and by both where it does not."""
+    stated = {**MODEL_TO_ENCODING, **{f"{prefix}2026-01-01": name for prefix, name in MODEL_PREFIX_TO_ENCODING.items()}}
+    ours = {model: tokens.vocabulary([model]) for model in stated}
+    assert {model: name for model, name in ours.items() if name not in (None, stated[model].replace(*_SAME))} == {}
+    assert [ours[model] for model in ("gpt-4o", "gpt-5", "o3", "gpt-4-2026-01-01", "text-embedding-3-small")] == [
+        tokens.O200K, tokens.O200K, tokens.O200K, tokens.CL100K, tokens.CL100K
+    ]  # fmt: skip
+    assert [tokens.vocabulary([each]) for each in ("gpt-6", "claude-sonnet-4-5", "text-embedding-005")] == [None] * 3
+
+
+def test_models_of_a_plan() -> None:
+    """Candidates that count by the same vocabulary share its count, others take the larger one of both."""
+    assert tokens.vocabulary(["gpt-4o", "openai/gpt-5-mini"]) == tokens.O200K
+    assert tokens.vocabulary(["gpt-4o", "gpt-3.5-turbo"]) is None
+    assert tokens.vocabulary(["gpt-4o", "claude-sonnet-4-5"]) is None
+
+
+def test_a_head_that_nobody_needs_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each head is loaded once, when it is first needed."""
+    loaded: list[str] = []
+
+    def noted(name: str) -> object:
+        loaded.append(name)
+        return {tokens.CL100K: CL100K, tokens.O200K: O200K}[name]
+
+    monkeypatch.setattr(vocabularies, "_head", noted)
+    heads = vocabularies.Heads()
+    assert heads.at_hand(tokens.O200K) is None
+    assert heads.of(tokens.O200K)("two words") == 2
+    assert heads.at_hand(tokens.O200K) is heads.of(tokens.O200K)
+    assert loaded == [tokens.O200K]
+    assert heads.by_both("two words") == 2
+    assert sorted(loaded) == [tokens.CL100K, tokens.O200K]
 
 
 def test_a_short_text_in_ascii_keeps_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +228,7 @@ def test_one_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     monkeypatch.setattr(vocabularies, "_whole", missing)
     assert vocabularies.whole(otherwise=lambda _: 7).count(text) == [7]
     monkeypatch.setattr(vocabularies, "_head", missing)
-    assert vocabularies.bounding()("äb") == 3
+    assert vocabularies.Heads().of(None)("äb") == 3
 
 
 def test_no_second_copy_is_kept() -> None:

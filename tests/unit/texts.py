@@ -16,7 +16,8 @@ from uc_litellm_plugin.demand import Demand
 from uc_litellm_plugin.errors import BadRequest
 from uc_litellm_plugin.routes import CHAT, Endpoint
 
-TOKENIZER = vocabularies.bounding()
+HEADS = vocabularies.Heads()
+TOKENIZER = HEADS.of(None)
 # LiteLLM points tiktoken to the files that it ships, so nothing is downloaded.
 CL100K: tiktoken.Encoding = litellm.encoding
 O200K = tiktoken.get_encoding("o200k_base")
@@ -33,7 +34,8 @@ def taken(body: dict[str, Any], endpoint: Endpoint = CHAT) -> Demand:
 
 def bound(body: dict[str, Any], model: str = "gpt-4o", endpoint: Endpoint = CHAT) -> int:
     stock = taken(body, endpoint)
-    return tokens.input_bound(stock, tokens.count(stock.text, TOKENIZER), model)
+    counted = tokens.count(stock.text, HEADS.of(tokens.vocabulary([model])))
+    return tokens.input_bound(stock, counted, model)
 
 
 def bound_or_code(body: dict[str, Any], endpoint: Endpoint = CHAT) -> str:
