@@ -20,7 +20,7 @@ from tests.versions.environments import CHECKOUT, Environment, bounds, chosen, n
 
 # What a change in LiteLLM would show in first: charges, faults, refusals, routes, failover; the hooks themselves.
 SHORT = ("test_exact.py", "test_faults.py", "test_refusals.py", "test_routes.py", "test_power_router.py",
-         "test_idempotency.py", "test_contract.py")  # fmt: skip
+         "test_idempotency.py", "test_head_start.py", "test_contract.py")  # fmt: skip
 PLACE = "tests/acceptance"
 
 
