@@ -1,8 +1,9 @@
 """The least that a plugin with our guarantees can be: callbacks that do nothing but wait for two commits.
 
-One statement holds before the provider is called, one settles before the answer ends, settlements under way travel
-together, and each connection stays with whoever uses it. Nothing is identified, checked, counted, planned, priced,
-measured, or kept when PostgreSQL is away. The proxy that `contenders.BARE` starts loads this module.
+One statement holds before the provider is called, one settles before the answer ends, both while LiteLLM goes on as far
+as it can; settlements under way travel together, and each connection stays with whoever uses it. Nothing is identified,
+checked, counted, planned, priced, measured, or kept when PostgreSQL is away. The proxy that `contenders.BARE` starts
+loads this module.
 """
 
 from __future__ import annotations
@@ -34,11 +35,16 @@ _USAGE = {
 }  # fmt: skip
 
 _CALL: ContextVar[tuple[uuid.UUID, str] | None] = ContextVar("bench_bare_call", default=None)
+_HOLDING: ContextVar[asyncio.Task[None] | None] = ContextVar("bench_bare_hold", default=None)
 _turns = itertools.count()
 
 
 async def user_api_key_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
-    """Takes everybody for the same user."""
+    """Takes everybody for the same user, and begins the first commit."""
+    hold_id, user = uuid.uuid4(), f"bench-{next(_turns) % int(os.environ[USERS]) + 1}"
+    _CALL.set((hold_id, user))
+    _HOLDING.set(asyncio.create_task(handler.hold(hold_id, user)))
+    await asyncio.sleep(0)
     return UserAPIKeyAuth(api_key=api_key, user_id="bench", user_role=LitellmUserRoles.INTERNAL_USER)
 
 
@@ -54,43 +60,50 @@ class Bare(CustomLogger):  # type: ignore[misc]  # LiteLLM's class has no types 
     async def async_pre_call_hook(
         self, user_api_key_dict: UserAPIKeyAuth, cache: Any, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """The first commit."""
-        hold_id, user = uuid.uuid4(), f"bench-{next(_turns) % int(os.environ[USERS]) + 1}"
-        await self._ask(_HOLD, hold_id, user, 1, 1, 120.0, "balanced", {"model": "gpt-4o-mini", "endpoint": "chat"})
-        _CALL.set((hold_id, user))
+        """Waits for the first commit."""
+        if (holding := _HOLDING.get()) is not None:
+            await holding
         return data
 
     async def async_post_call_success_hook(
         self, data: dict[str, Any], user_api_key_dict: UserAPIKeyAuth, response: Any
     ) -> Any:
         """The second commit of a plain answer."""
-        await self._settle()
+        await self._settled()
         return response
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: UserAPIKeyAuth, response: Any, request_data: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        """The second commit of a stream, before the chunk that has its usage."""
+        """The second commit of a stream, between the chunk that has its usage and `[DONE]`."""
+        settled = None
         async for chunk in response:
             if getattr(chunk, "usage", None) is not None:
-                await self._settle()
+                settled = settled or self._settled()
             yield chunk
+        if settled is not None:
+            await settled
 
     async def async_post_call_response_headers_hook(self, *_: Any, **__: Any) -> dict[str, str]:
         """What was charged."""
         return {"x-uc-credits-charged": _CHARGE}
 
-    async def _settle(self) -> None:
+    async def hold(self, hold_id: uuid.UUID, user: str) -> None:
+        """The first commit."""
+        await self._ask(_HOLD, hold_id, user, 1, 1, 120.0, "balanced", {"model": "gpt-4o-mini", "endpoint": "chat"})
+
+    def _settled(self) -> asyncio.Future[None]:
+        settled = asyncio.get_running_loop().create_future()
         if (call := _CALL.get()) is None:
-            return
+            settled.set_result(None)
+            return settled
         _CALL.set(None)
         hold_id, user = call
-        settled = asyncio.get_running_loop().create_future()
         record = {"hold_id": str(hold_id), "user_id": user, "action": "settle", "charge": _CHARGE, "usage": _USAGE}
         self._waiting.append((record, settled))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
-        await settled
+        return settled
 
     async def _write(self) -> None:
         while self._waiting:
