@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -80,6 +81,13 @@ class Visitor:
             received = self._socket.recv(65536)
             assert received, f"the answer ended before {word!r}: {self._heard!r}"
             self._heard += received
+
+    def heard(self) -> str:
+        """What has come so far, without waiting for more."""
+        with suppress(BlockingIOError):
+            while received := self._socket.recv(65536, socket.MSG_DONTWAIT):
+                self._heard += received
+        return self._heard.decode(errors="replace")
 
     def hear_all(self) -> str:
         """Reads until the proxy closes the connection; returns everything."""

@@ -1,4 +1,4 @@
-"""PostgreSQL takes its time with a hold, and nothing is sent before it is decided."""
+"""PostgreSQL takes its time: nothing is sent before the hold is decided, and no answer ends before it is charged."""
 
 from __future__ import annotations
 
@@ -40,6 +40,27 @@ def test_nothing_is_sent_before_the_credits_are_held(
     assert len(asked(upstream)) == 1
     bank.settled(account)
     assert [row["transaction_type"] for row in bank.transactions(account)].count("debit") == 1
+
+
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize("name", ["chat", "completions"])
+def test_the_end_of_a_stream_waits_for_its_charge(
+    patient: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str, usage: bool
+) -> None:
+    """While PostgreSQL has not charged a stream, its client may know what it will cost, but has not heard its end."""
+    upstream.set_fault("gate", after=2)
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    with Visitor(patient, account, *request(name, True, **options)) as visitor:
+        upstream.wait(gated=1)
+        with bank.locked(account):
+            upstream.open()
+            if usage:
+                visitor.hear('"cost":')
+            bank.wait_for_lock()
+            assert "[DONE]" not in visitor.heard()
+        visitor.hear("[DONE]")
+        debits = [row for row in bank.transactions(account) if row["transaction_type"] == "debit"]
+    assert len(debits) == 1
 
 
 @pytest.mark.parametrize(("name", "stream"), SHAPES)
