@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
-from contextlib import suppress
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -84,9 +84,8 @@ class Visitor:
 
     def heard(self) -> str:
         """What has come so far, without waiting for more."""
-        with suppress(BlockingIOError):
-            while received := self._socket.recv(65536, socket.MSG_DONTWAIT):
-                self._heard += received
+        while select.select([self._socket], [], [], 0)[0] and (received := self._socket.recv(65536)):
+            self._heard += received
         return self._heard.decode(errors="replace")
 
     def hear_all(self) -> str:
