@@ -24,6 +24,8 @@ from .worker import Worker
 
 # An endpoint of a user's own may be slow; LiteLLM's own time-out of a call is the same. Seconds.
 _OWN_ENDPOINT_S = 600.0
+# Where LiteLLM calls all models something else (`completion_model`), clients make up the names.
+_MOST_RENAMED = 1_000
 
 
 class Reception:
@@ -71,7 +73,7 @@ class Reception:
         begun = head_start.UNDER_WAY.get()
         if begun is not None and begun.is_for(endpoint, sent, model):
             return await begun.take()
-        if begun is not None and begun.model != model:
+        if begun is not None and begun.model != model and len(self._renamed) < _MOST_RENAMED:
             self._renamed.add(begun.model)
         return await self._admit(endpoint, sent, caller, model)
 
