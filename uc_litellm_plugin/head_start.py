@@ -6,7 +6,7 @@ Between the two LiteLLM computes for longer than PostgreSQL takes to hold, so th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,7 +28,7 @@ class HeadStart:
     admission
         Holds, and returns the call.
     give_back
-        Frees what is held for a call that nobody takes.
+        Frees what is held for a call that nobody takes; goes on when nobody awaits it.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class HeadStart:
         sent: Inbound,
         model: str,
         admission: Coroutine[Any, Any, Call],
-        give_back: Callable[[Call], object],
+        give_back: Callable[[Call], Awaitable[object]],
     ) -> None:
         self.model = model
         self._endpoint, self._sent = endpoint, sent
@@ -54,11 +54,24 @@ class HeadStart:
         return not self._is_over and (endpoint, model) == (self._endpoint, self.model) and sent is self._sent
 
     async def take(self) -> Call:
-        """The call, for whoever asks first. Raises what the admission raises."""
-        # A client that leaves meanwhile must not break the statement off, and its connection with it.
-        call = await asyncio.shield(self._admission)
+        """The call, for whoever asks first and even if the request ends meanwhile. Raises what the admission raises."""
         self._is_over = True
-        return call
+        try:
+            # A client that leaves meanwhile must not break the statement off, and its connection with it.
+            return await asyncio.shield(self._admission)
+        except asyncio.CancelledError:
+            self._admission.add_done_callback(self._dropped)
+            raise
+
+    async def withdraw(self) -> None:
+        """Give back what is held, unless the call was taken; returns when its credits are there for another one."""
+        if self._is_over:
+            return
+        await asyncio.wait([self._admission])
+        if not self._is_over:
+            self._is_over = True
+            if self._admission.exception() is None:
+                await self._give_back(self._admission.result())
 
     def drop(self) -> None:
         """Give back what is held by now or will be, unless the call was taken."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from . import costs, endpoints, head_start, requests, strategy, vocabularies
@@ -70,19 +70,21 @@ class Reception:
 
     async def admit(self, endpoint: Endpoint, sent: Inbound, caller: Caller, model: str) -> Call:
         """The held call of a request, which may have set out already; parameters and errors as `Admission.admit`."""
-        begun = head_start.UNDER_WAY.get()
-        if begun is not None and begun.is_for(endpoint, sent, model):
-            return await begun.take()
-        if begun is not None and begun.model != model and len(self._renamed) < _MOST_RENAMED:
-            self._renamed.add(begun.model)
+        if (begun := head_start.UNDER_WAY.get()) is not None:
+            if begun.is_for(endpoint, sent, model):
+                return await begun.take()
+            if begun.model != model and len(self._renamed) < _MOST_RENAMED:
+                self._renamed.add(begun.model)
+            # Its credits may be the very ones that this call needs.
+            await begun.withdraw()
         return await self._admit(endpoint, sent, caller, model)
 
     async def _admit(self, endpoint: Endpoint, sent: Inbound, caller: Caller, model: str) -> Call:
         await self.look_around()
         return await self.admission.admit(endpoint, sent, caller, model)
 
-    def _give_back(self, call: Call) -> None:
-        self.worker.ledger.give_back(call.id, call.caller.user_id)
+    def _give_back(self, call: Call) -> Awaitable[object]:
+        return self.worker.ledger.give_back(call.id, call.caller.user_id)
 
     async def look_around(self) -> None:
         """What has to be so before a call is planned: names of providers at hand, our strategy on the router.

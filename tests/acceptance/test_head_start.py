@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pytest
 
@@ -70,6 +71,20 @@ def test_model_that_litellm_renames(
         assert row["model_group"] == "gpt-mini"
         assert sorted(of_holds(bank.transactions(account))) == sorted([*begun, "hold", "debit"])
     assert bank.audit() == []
+
+
+def test_alias_of_somebody_with_little(running: Upstream, upstream: Upstream, bank: Bank) -> None:
+    """What was held for the name alone is there again when the call itself is held: it is not refused for it."""
+    aliases = {"model_alias_map": {"dear": "gpt-mini"}}
+    with paid_proxy(bank.url, config(running.url, litellm_settings=aliases)) as proxy:
+        needed = Decimal(
+            ask(proxy, bank.open(), "chat", model="gpt-mini", max_tokens=2000).headers["x-uc-credits-held"]
+        )
+        account = bank.open(str(needed * Decimal("1.5")))
+        answer = ask(proxy, account, "chat", model="dear", max_tokens=2000)
+        assert answer.status_code == 200, answer.text
+        bank.settled(account)
+    assert sorted(of_holds(bank.transactions(account))) == ["debit", "hold", "hold", "release"]
 
 
 @pytest.mark.parametrize("name", ASKS)

@@ -23,15 +23,20 @@ class Desk:
         self.call = held_call()
         self.answer: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
         self.returned: list[Call] = []
+        self.given_back: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def begin(self) -> HeadStart:
-        return HeadStart(CHAT, SENT, "m", self._admit(), self.returned.append)
+        return HeadStart(CHAT, SENT, "m", self._admit(), self._give_back)
 
     def admit(self) -> None:
         self.answer.set_result(self.call)
 
     async def _admit(self) -> Call:
         return await self.answer
+
+    def _give_back(self, call: Call) -> asyncio.Future[None]:
+        self.returned.append(call)
+        return self.given_back
 
 
 @pytest.fixture
@@ -94,6 +99,48 @@ async def test_client_that_leaves_while_the_hook_waits(desk: Desk, admitted: str
         desk.admit()
     await turns()
     assert task.cancelled()
+    assert desk.returned == [desk.call]
+
+
+async def test_request_that_ends_while_another_task_takes(desk: Desk) -> None:
+    """Where LiteLLM prepares a request in a task of its own (for keepalives), the call is that task's: what it goes on
+    with stays held."""
+    taking: list[asyncio.Task[Call]] = []
+
+    async def request() -> None:
+        taking.append(asyncio.create_task(desk.begin().take()))
+        await turns()
+
+    await asyncio.create_task(request())
+    desk.admit()
+    assert await taking[0] is desk.call
+    await turns()
+    assert desk.returned == []
+
+
+async def test_two_that_take_at_once(desk: Desk) -> None:
+    """The first one gets the call, although it is not there yet."""
+    begun = desk.begin()
+    taking = asyncio.create_task(begun.take())
+    await turns()
+    assert not begun.is_for(CHAT, SENT, "m")
+    desk.admit()
+    assert await taking is desk.call
+
+
+async def test_withdrawn(desk: Desk) -> None:
+    """Whoever admits another call instead goes on when the credits of the first are there again, and not before."""
+    begun = desk.begin()
+    withdrawing = asyncio.create_task(begun.withdraw())
+    await turns()
+    desk.admit()
+    await turns()
+    assert (desk.returned, withdrawing.done()) == ([desk.call], False)
+    desk.given_back.set_result(None)
+    await withdrawing
+    await begun.withdraw()
+    begun.drop()
+    await turns()
     assert desk.returned == [desk.call]
 
 
