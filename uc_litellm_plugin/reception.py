@@ -60,8 +60,12 @@ class Reception:
         One with an idempotency key waits: a request that LiteLLM refuses before it is admitted must not use the key.
         So does one for a model that LiteLLM calls something else by then (`litellm_settings.model_alias_map`).
         """
+        # A request that a client pipelines starts in the context of the one before it, and would keep all of them.
+        head_start.UNDER_WAY.set(None)
         model = sent.body.get("model")
-        if not isinstance(model, str) or model in self._renamed or requests.IDEMPOTENCY_HEADER in sent.headers:
+        if not isinstance(model, str) or len(model) > requests.LONGEST_MODEL or model in self._renamed:
+            return
+        if requests.IDEMPOTENCY_HEADER in sent.headers:
             return
         admission = self._admit(endpoint, sent, caller, model)
         head_start.UNDER_WAY.set(HeadStart(endpoint, sent, model, admission, self._give_back))

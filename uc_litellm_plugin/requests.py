@@ -36,6 +36,8 @@ class Inbound:
 
 
 IDEMPOTENCY_HEADER = "idempotency-key"
+# Characters.
+LONGEST_MODEL = 512
 
 # Every name under which a provider takes its output limit; each one that is present is overwritten with ours.
 CAP_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")
@@ -163,7 +165,7 @@ def check_model(model: Any) -> None:
     BadRequest
         It is no text, empty, too long, or holds a comma or a control character.
     """
-    if not isinstance(model, str) or not model.strip() or len(model) > 512:
+    if not isinstance(model, str) or not model.strip() or len(model) > LONGEST_MODEL:
         raise BadRequest("'model' must name one model.", code="invalid_model", param="model")
     if "," in model or not (model.isprintable() or all(unicodedata.category(char) != "Cc" for char in model)):
         raise BadRequest(

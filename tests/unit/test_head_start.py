@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from contextvars import Context, copy_context
+from pathlib import Path
 
 import pytest
 
 from tests.unit.samples import HELLO, held_call
-from uc_litellm_plugin.call import Call
+from uc_litellm_plugin import settings
+from uc_litellm_plugin.call import Call, Caller
 from uc_litellm_plugin.errors import BadRequest
-from uc_litellm_plugin.head_start import HeadStart
+from uc_litellm_plugin.head_start import UNDER_WAY, HeadStart
+from uc_litellm_plugin.reception import Reception
 from uc_litellm_plugin.requests import Inbound
 from uc_litellm_plugin.routes import CHAT, EMBEDDINGS
+from uc_litellm_plugin.worker import Worker
 
 SENT = Inbound(HELLO)
+CALLER = Caller("ann", "free", "balanced")
 
 
 class Desk:
@@ -42,6 +50,13 @@ class Desk:
 @pytest.fixture
 async def desk() -> Desk:
     return Desk()
+
+
+@pytest.fixture
+def reception(tmp_path: Path) -> Reception:
+    """One whose database is not there."""
+    there = {"UC_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing", "UC_STATE_DIR": str(tmp_path)}
+    return Reception(Worker(settings.load(there)), lambda: None)
 
 
 async def turns() -> None:
@@ -168,3 +183,30 @@ async def test_for_what_was_begun_only(desk: Desk) -> None:
     assert not begun.is_for(CHAT, Inbound(HELLO), "m")
     desk.admit()
     await begun.take()
+
+
+@pytest.mark.parametrize("sent", [Inbound(HELLO, {"idempotency-key": "k"}), Inbound({**HELLO, "model": "x" * 513}),
+                                  Inbound({**HELLO, "model": 1})])  # fmt: skip
+async def test_requests_that_wait_for_the_hook(reception: Reception, sent: Inbound) -> None:
+    """Nothing is begun for them, and what an earlier request on their connection began is not theirs."""
+    await reception.set_out(CHAT, SENT, CALLER)
+    assert UNDER_WAY.get() is not None
+    await reception.set_out(CHAT, sent, CALLER)
+    assert UNDER_WAY.get() is None
+
+
+async def test_requests_that_a_client_pipelines(reception: Reception) -> None:
+    """Each starts in the context of the one before it, and keeps nothing of those that are over."""
+    begun: list[weakref.ref[HeadStart]] = []
+    contexts: list[Context] = [copy_context()]
+
+    async def request() -> None:
+        await reception.set_out(CHAT, SENT, CALLER)
+        begun.append(weakref.ref(UNDER_WAY.get()))  # type: ignore[arg-type]  # There is one by now.
+        contexts.append(copy_context())
+
+    for _ in range(3):
+        await contexts.pop().run(asyncio.create_task, request())
+        await turns()
+    gc.collect()
+    assert [each() is None for each in begun] == [True, True, False]
