@@ -168,7 +168,7 @@ def main(
     typer.echo(records.row(["model", "counted by", *kinds, "misses"]) + "\n" + records.rule(len(kinds) + 3))
     heads = vocabularies.Heads()
     for model in models(tokenizers):
-        cells, missed, tokenizer = [], 0, heads.of(tokens.vocabulary([model.name]))
+        cells, missed, tokenizer = [], 0, heads.of(tokens.vocabulary([("openai", model.name)]))
         for found in kinds.values():
             ratios = [_ratio(model, text, tokenizer) for text in found]
             missed += sum(each < 1 for each in ratios)

@@ -230,7 +230,7 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         )
 
     def _sees_first(self) -> bool:
-        """Whether no other callback changes requests before they are admitted."""
+        """Whether no other callback has a pre-call hook that runs before ours, and may change the request."""
         before = takewhile(lambda each: each is not self, litellm.callbacks)
         return all(getattr(type(each), _HOOK, None) is getattr(CustomLogger, _HOOK) for each in before)
 

@@ -6,13 +6,17 @@ Between the two LiteLLM computes for longer than PostgreSQL takes to hold, so th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
 from .call import Call
+from .errors import UcError
 from .requests import Inbound
 from .routes import Endpoint
+
+logger = logging.getLogger(__name__)
 
 
 class HeadStart:
@@ -49,9 +53,13 @@ class HeadStart:
         if (request := asyncio.current_task()) is not None:
             request.add_done_callback(lambda _: self.drop())
 
-    def is_for(self, endpoint: Endpoint, sent: Inbound, model: str) -> bool:
-        """Whether this is what is asked for by now, and nobody has taken it."""
-        return not self._is_over and (endpoint, model) == (self._endpoint, self.model) and sent is self._sent
+    def waits_for(self, sent: Inbound) -> bool:
+        """Whether it was begun for this request, and nobody has taken it."""
+        return not self._is_over and sent is self._sent
+
+    def is_for(self, endpoint: Endpoint, model: str) -> bool:
+        """Whether it is what is asked for by now."""
+        return (endpoint, model) == (self._endpoint, self.model)
 
     async def take(self) -> Call:
         """The call, for whoever asks first and even if the request ends meanwhile. Raises what the admission raises."""
@@ -80,8 +88,12 @@ class HeadStart:
             self._admission.add_done_callback(self._dropped)
 
     def _dropped(self, admission: asyncio.Future[Call]) -> None:
-        if not admission.cancelled() and admission.exception() is None:
+        if admission.cancelled():
+            return
+        if (error := admission.exception()) is None:
             self._give_back(admission.result())
+        elif not isinstance(error, UcError):
+            logger.error("a call that nobody took could not be admitted", exc_info=error)
 
 
 # Of the request that is being prepared.

@@ -126,12 +126,14 @@ class Planner:
         cheaper = [level for level in levels.values()
                    if level.multiplier < now and (allowed is None or level.name in allowed)]  # fmt: skip
         cheaper.sort(key=lambda level: (-level.multiplier, level.name))
-        return [made for level in cheaper if (made := await self._again(call, level)) is not None]
-
-    async def _again(self, call: Call, level: PowerLevel) -> Call | None:
+        if not cheaper:
+            return []
         question = await self._question(
             call.endpoint, call.inbound, call.caller, call.model, call.route.wish, call.demand
         )
+        return [made for level in cheaper if (made := self._again(call, question, level)) is not None]
+
+    def _again(self, call: Call, question: _Question, level: PowerLevel) -> Call | None:
         try:
             made = self._call(question, level)
         except (BadRequest, Forbidden):
@@ -157,7 +159,8 @@ class Planner:
         self, endpoint: Endpoint, inbound: Inbound, caller: Caller, model: str, wished: Wish, asked: Demand
     ) -> _Question:
         candidates = self._known.candidates(model)
-        counted = await self._count(asked, tokens.vocabulary(candidate.model for candidate in candidates))
+        vocabulary = tokens.vocabulary((candidate.litellm_provider, candidate.model) for candidate in candidates)
+        counted = await self._count(asked, vocabulary)
         own = await self._known.own_keys(caller)
         return _Question(endpoint, inbound, caller, model, wished, asked, candidates, counted, own)
 

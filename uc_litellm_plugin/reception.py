@@ -74,8 +74,8 @@ class Reception:
 
     async def admit(self, endpoint: Endpoint, sent: Inbound, caller: Caller, model: str) -> Call:
         """The held call of a request, which may have set out already; parameters and errors as `Admission.admit`."""
-        if (begun := head_start.UNDER_WAY.get()) is not None:
-            if begun.is_for(endpoint, sent, model):
+        if (begun := head_start.UNDER_WAY.get()) is not None and begun.waits_for(sent):
+            if begun.is_for(endpoint, model):
                 return await begun.take()
             if begun.model != model and len(self._renamed) < _MOST_RENAMED:
                 self._renamed.add(begun.model)

@@ -86,7 +86,7 @@ RouteKind = Literal["billed", "free", "api", "refused"]
 
 def kind(method: str, path: str) -> RouteKind:
     """What happens to a user's request at this exact method and path."""
-    if method == "POST" and path in _BILLED:
+    if billed(method, path) is not None:
         return "billed"
     if method == "GET" and any(pattern.fullmatch(path) for pattern in _FREE.values()):
         return "free"

@@ -49,7 +49,13 @@ class Settlement:
         return await self._end(call, lambda: self._charge(call, answer))
 
     def begin(self, call: Call, answer: Answer) -> Decimal:
-        """Have a call that has not ended charged meanwhile; returns the credits, for which `charge` waits."""
+        """Have a call that has not ended charged meanwhile, for which `charge` waits.
+
+        Returns
+        -------
+        Decimal
+            The credits; what PostgreSQL charges differs from them only where the record goes to quarantine.
+        """
         record = self._charge(call, answer)
         self._begin(call, record)
         return Decimal(record["charge"])
@@ -59,14 +65,12 @@ class Settlement:
         return await self._end(call, lambda: _record(call, "release", Decimal(0), _failed(call, status, error_type)))
 
     async def _end(self, call: Call, record: Callable[[], Record]) -> Outcome:
-        if call.ending is None:
-            self._begin(call, record())
-        assert call.ending is not None  # noqa: S101 - it has begun
-        return await asyncio.shield(call.ending)
+        return await asyncio.shield(call.ending or self._begin(call, record()))
 
-    def _begin(self, call: Call, record: Record) -> None:
+    def _begin(self, call: Call, record: Record) -> asyncio.Future[Outcome]:
         # Set before anybody awaits anything, so that a second hook finds it.
         call.ending = asyncio.ensure_future(self._settle(record))
+        return call.ending
 
     def _charge(self, call: Call, answer: Answer) -> Record:
         candidate = call.answering

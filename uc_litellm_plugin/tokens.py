@@ -69,7 +69,8 @@ _NEWER, _OLDER = replace(_OPENAI, vocabulary=O200K), replace(_OPENAI, vocabulary
 _FAMILIES: tuple[tuple[tuple[str, ...], Family], ...] = (
     (("gpt-4o-mini",), replace(_NEWER, image=48_169)),
     (("gpt-4o", "gpt-4.1", "gpt-4.5", "gpt-5", "gpt-oss", "chatgpt-4o", "o1", "o3", "o4"), _NEWER),
-    (("gpt-4-", "gpt-3.5", "gpt-35", "text-embedding-3", "text-embedding-ada"), _OLDER),
+    (("gpt-4-turbo", "gpt-4-0", "gpt-4-1106", "gpt-4-32k", "gpt-3.5-turbo"), _OLDER),
+    (("text-embedding-3", "text-embedding-ada-002"), _OLDER),
     (("gpt-", "chatgpt", "text-embedding", "davinci", "babbage"), _OPENAI),
     (("claude",), Family(1.6, 5_000, remote_images=True, tools=1_000)),
     (("gemini", "gemma"), Family(1.4, 5_200)),
@@ -93,9 +94,16 @@ def family(model: str) -> Family:
     return next((value for names, value in _FAMILIES if name.startswith(names)), _OTHER)
 
 
-def vocabulary(models: Iterable[str]) -> str | None:
-    """The one vocabulary whose count bounds all of these models, None where it takes the larger count of both."""
-    found = {family(model).vocabulary for model in models}
+def vocabulary(models: Iterable[tuple[str, str]]) -> str | None:
+    """The one vocabulary whose count bounds all of these models, None where it takes the larger count of both.
+
+    Parameters
+    ----------
+    models
+        LiteLLM's provider and the model's name there. The name is the model's at OpenAI only: on Azure, say, it is
+        whatever the operator called a deployment.
+    """
+    found = {family(model).vocabulary if provider == "openai" else None for provider, model in models}
     return found.pop() if len(found) == 1 else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import HTTPException
 from litellm.integrations.custom_guardrail import CustomGuardrail
+from litellm.integrations.custom_logger import CustomLogger
 
 CUTS = "cut this"
 FORBIDS = "ask forbidden"
@@ -34,6 +35,16 @@ class Guard(CustomGuardrail):  # type: ignore[misc]  # LiteLLM's class has no ty
             if chunks > WHOLE_CHUNKS and CUTS in json.dumps(request_data.get("messages")):
                 raise _blocked()
             yield part
+
+
+class Changes(CustomLogger):  # type: ignore[misc]  # as above
+    """May change a request before it is admitted."""
+
+    async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: Any) -> Any:
+        return data
+
+
+changes = Changes()
 
 
 def _blocked() -> HTTPException:

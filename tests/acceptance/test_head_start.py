@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.upstream import Upstream
 
 # LiteLLM reads it between the authentication and the pre-call hook, and stumbles over it.
 UNREADABLE = {"x-litellm-timeout": "soon"}
+CHANGES = "tests.acceptance.guards.changes"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,13 @@ def renaming(running: Upstream, bank: Bank) -> Iterator[Proxy]:
 def of_holds(entries: list[Json]) -> list[str]:
     """What happened to holds, oldest first."""
     return [entry["transaction_type"] for entry in entries if entry["hold_id"] is not None]
+
+
+def unread(proxy: Proxy, bank: Bank, model: str = "gpt-mini") -> Account:
+    """A new user whose only request LiteLLM could not read."""
+    account = bank.open()
+    assert post(proxy, {**account.headers, **UNREADABLE}, *request("chat", model=model)).status_code == 500
+    return account
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -75,21 +84,44 @@ def test_model_that_litellm_renames(
 
 def test_alias_of_somebody_with_little(running: Upstream, upstream: Upstream, bank: Bank) -> None:
     """What was held for the name alone is there again when the call itself is held: it is not refused for it."""
-    aliases = {"model_alias_map": {"dear": "gpt-mini"}}
+    aliases = {"model_alias_map": {"retried": "gpt-mini"}}
     with paid_proxy(bank.url, config(running.url, litellm_settings=aliases)) as proxy:
-        needed = Decimal(
-            ask(proxy, bank.open(), "chat", model="gpt-mini", max_tokens=2000).headers["x-uc-credits-held"]
-        )
-        account = bank.open(str(needed * Decimal("1.5")))
-        answer = ask(proxy, account, "chat", model="dear", max_tokens=2000)
+        first = ask(proxy, bank.open(), "chat", model="gpt-mini", max_tokens=2000)
+        needed = Decimal(first.headers["x-uc-credits-held"])
+        account = bank.open(str((needed * Decimal("1.2")).quantize(needed)))
+        answer = ask(proxy, account, "chat", model="retried", max_tokens=2000)
         assert answer.status_code == 200, answer.text
         bank.settled(account)
     assert sorted(of_holds(bank.transactions(account))) == ["debit", "hold", "hold", "release"]
 
 
+def test_fallback_of_a_user_at_his_rate_limit(
+    running: Upstream, upstream: Upstream, bank: Bank, tmp_path: Path
+) -> None:
+    """LiteLLM tries the models of `fallbacks` when a user is at his limit; they are no other names of the first."""
+    settings = tmp_path / "uc.yaml"
+    settings.write_text("tiers: {starter: {rpm_limit: 2}}\n")
+    with paid_proxy(bank.url, config(running.url), UC_CONFIG=str(settings)) as proxy:
+        account = bank.open()
+        assert {ask(proxy, account, "chat", model="cheap").status_code for _ in range(5)} == {200, 429}
+        assert of_holds(bank.released(unread(proxy, bank, "cheap"))) == ["hold", "release"]
+
+
+def test_another_callback_before_ours(running: Upstream, upstream: Upstream, bank: Bank) -> None:
+    """Where another callback may change a request before it is admitted, the admission waits for that."""
+    made, ours = config(running.url), "uc_litellm_plugin.proxy_handler_instance"
+    for callbacks, begun in (([ours, CHANGES], ["hold", "release"]), ([CHANGES, ours], [])):
+        made["litellm_settings"]["callbacks"] = callbacks
+        with paid_proxy(bank.url, made) as proxy:
+            account = unread(proxy, bank)
+            assert ask(proxy, account, "chat").status_code == 200
+            bank.settled(account)
+            assert sorted(of_holds(bank.transactions(account))) == sorted([*begun, "hold", "debit"])
+
+
 @pytest.mark.parametrize("name", ASKS)
 def test_one_hold_per_call(proxy: Proxy, upstream: Upstream, bank: Bank, account: Account, name: str) -> None:
-    """In each dialect the hook takes the hold that was begun: there is no second one."""
+    """There is one hold for a call in each dialect: the hook takes the one that was begun."""
     assert ask(proxy, account, name).status_code == 200
     bank.settled(account)
     assert of_holds(bank.transactions(account)) == ["hold", "debit"]

@@ -69,9 +69,9 @@ async def test_taken_once(desk: Desk) -> None:
 
     async def request() -> tuple[Call, bool]:
         begun = desk.begin()
-        assert begun.is_for(CHAT, SENT, "m")
+        assert begun.waits_for(SENT)
         desk.admit()
-        return await begun.take(), begun.is_for(CHAT, SENT, "m")
+        return await begun.take(), begun.waits_for(SENT)
 
     assert await asyncio.create_task(request()) == (desk.call, False)
     await turns()
@@ -138,7 +138,7 @@ async def test_two_that_take_at_once(desk: Desk) -> None:
     begun = desk.begin()
     taking = asyncio.create_task(begun.take())
     await turns()
-    assert not begun.is_for(CHAT, SENT, "m")
+    assert not begun.waits_for(SENT)
     desk.admit()
     assert await taking is desk.call
 
@@ -178,9 +178,11 @@ async def test_refused(desk: Desk) -> None:
 async def test_for_what_was_begun_only(desk: Desk) -> None:
     """Another endpoint, model or request is admitted anew, whatever the bodies say."""
     begun = desk.begin()
-    assert not begun.is_for(EMBEDDINGS, SENT, "m")
-    assert not begun.is_for(CHAT, SENT, "n")
-    assert not begun.is_for(CHAT, Inbound(HELLO), "m")
+    assert begun.is_for(CHAT, "m")
+    assert not begun.is_for(EMBEDDINGS, "m")
+    assert not begun.is_for(CHAT, "n")
+    assert begun.waits_for(SENT)
+    assert not begun.waits_for(Inbound(HELLO))
     desk.admit()
     await begun.take()
 

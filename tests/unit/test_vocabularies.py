@@ -84,19 +84,27 @@ def test_heads_bound_every_token(encoding: object) -> None:
 def test_models_by_one_vocabulary() -> None:
     """A model is counted by one vocabulary where tiktoken says that it is that one, and by both where it does not."""
     stated = {**MODEL_TO_ENCODING, **{f"{prefix}2026-01-01": name for prefix, name in MODEL_PREFIX_TO_ENCODING.items()}}
-    ours = {model: tokens.vocabulary([model]) for model in stated}
+    ours = {model: tokens.vocabulary([("openai", model)]) for model in stated}
     assert {model: name for model, name in ours.items() if name not in (None, stated[model].replace(*_SAME))} == {}
-    assert [ours[model] for model in ("gpt-4o", "gpt-5", "o3", "gpt-4-2026-01-01", "text-embedding-3-small")] == [
+    assert [ours[model] for model in ("gpt-4o", "gpt-5", "o3", "gpt-3.5-turbo", "text-embedding-3-small")] == [
         tokens.O200K, tokens.O200K, tokens.O200K, tokens.CL100K, tokens.CL100K
     ]  # fmt: skip
-    assert [tokens.vocabulary([each]) for each in ("gpt-6", "claude-sonnet-4-5", "text-embedding-005")] == [None] * 3
+    unsure = ("gpt-6", "gpt-4-prod", "gpt-4-o-preview", "claude-sonnet-4-5", "text-embedding-005")
+    assert {tokens.vocabulary([("openai", each)]) for each in unsure} == {None}
+
+
+def test_deployments_that_an_operator_named() -> None:
+    """On Azure the name may be any: what is called gpt-4-prod or o1-prod is counted by both vocabularies."""
+    for provider in ("azure", "azure_ai", "github_copilot", "openrouter", "custom_openai"):
+        assert tokens.vocabulary([(provider, "gpt-4o")]) is None
 
 
 def test_models_of_a_plan() -> None:
     """Candidates that count by the same vocabulary share its count, others take the larger one of both."""
-    assert tokens.vocabulary(["gpt-4o", "openai/gpt-5-mini"]) == tokens.O200K
-    assert tokens.vocabulary(["gpt-4o", "gpt-3.5-turbo"]) is None
-    assert tokens.vocabulary(["gpt-4o", "claude-sonnet-4-5"]) is None
+    newer, older = ("openai", "gpt-4o"), ("openai", "gpt-3.5-turbo")
+    assert tokens.vocabulary([newer, ("openai", "gpt-5-mini")]) == tokens.O200K
+    assert tokens.vocabulary([newer, older]) is None
+    assert tokens.vocabulary([newer, ("anthropic", "claude-sonnet-4-5")]) is None
 
 
 def test_a_head_that_nobody_needs_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def taken(body: dict[str, Any], endpoint: Endpoint = CHAT) -> Demand:
 
 def bound(body: dict[str, Any], model: str = "gpt-4o", endpoint: Endpoint = CHAT) -> int:
     stock = taken(body, endpoint)
-    counted = tokens.count(stock.text, HEADS.of(tokens.vocabulary([model])))
+    counted = tokens.count(stock.text, HEADS.of(tokens.vocabulary([("openai", model)])))
     return tokens.input_bound(stock, counted, model)
 
 
