@@ -36,6 +36,8 @@ async def test_settled_before_the_last_word(recording: Recording, till: Till) ->
     assert till.ending == ("settle", "usage", 200)
     tokens = [till.record["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
     assert tokens == [10, 3]
+    ids = {"openai": "chat-1", "responses": "resp-1", "anthropic": "msg-1"}
+    assert till.record["usage"]["metadata"]["response_id"] == ids[recording.endpoint.dialect]
 
 
 @all_dialects()
