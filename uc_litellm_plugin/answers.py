@@ -53,11 +53,12 @@ def _member(value: BaseModel, name: str) -> Any:
         return value.__dict__[name]
     if (extra := value.__pydantic_extra__) and name in extra:
         return extra[name]
-    return getattr(value, name, None) if _is_of_class(type(value), name) else None
+    return getattr(value, name, None) if is_of_class(type(value), name) else None
 
 
 @lru_cache(1_024)
-def _is_of_class(kind: type[BaseModel], name: str) -> bool:
+def is_of_class(kind: type[BaseModel], name: str) -> bool:
+    """Whether objects of a pydantic class have a member that they do not keep themselves."""
     return name in kind.__private_attributes__ or any(name in vars(each) for each in kind.__mro__)
 
 
@@ -100,10 +101,16 @@ def served_tier(answer: Any) -> str | None:
     said = get(answer, "service_tier") or get(get(answer, "usage"), "service_tier")
     if isinstance(said, str) and said:
         return said
+    traffic = traffic_of(answer)
+    return None if traffic is None else _TIERS_OF_TRAFFIC.get(traffic.upper(), "default")
+
+
+def traffic_of(answer: Any) -> str | None:
+    """Google's kind of traffic, None where an answer says nothing of it."""
     hidden = getattr(answer, "_hidden_params", None)
     fields = (hidden.get("provider_specific_fields") if isinstance(hidden, dict) else None) or {}
     traffic = fields.get("traffic_type")
-    return _TIERS_OF_TRAFFIC.get(traffic.upper(), "default") if isinstance(traffic, str) else None
+    return traffic if isinstance(traffic, str) else None
 
 
 def requests_left(response: Any) -> int | None:

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from pydantic import BaseModel
-
-from . import answers
+from . import answers, chunks
 from .answers import Usage, get, plain
 from .routes import Dialect
 
@@ -68,6 +66,11 @@ class Stream(ABC):
         """What was held back when the stream ended; it goes out after the settlement."""
         return []
 
+    def words_alone(self, chunk: Any) -> str | None:
+        """Take note of a chunk that brings words and nothing else, and goes out as it is; None for any other, of which
+        nothing is noted."""
+        return None
+
     @abstractmethod
     def read(self, event: Any) -> bool:
         """Take note of an event; true where it delivers output."""
@@ -93,11 +96,17 @@ class ChatStream(Stream):
         self._finished = False
         self._given_id: Any = None
 
+    def words_alone(self, chunk: Any) -> str | None:
+        if self.complete or get(chunk, "id") != self._given_id or (words := chunks.words_alone(chunk)) is None:
+            return None
+        self._texts.append(words)
+        return words
+
     def read(self, event: Any) -> bool:
         self.service_tier = answers.served_tier(event) or self.service_tier
         if (given_id := get(event, "id")) != self._given_id:
             self._given_id, self.response_id = given_id, answers.stored_id(event) or self.response_id
-        choices = get(event, "choices") or ()
+        choices = chunks.choices(event)
         said = any([self._read_choice(choice) for choice in choices])  # noqa: C419 - each one must be read
         self._finished = self._finished or any(get(choice, "finish_reason") for choice in choices)
         if (usage := answers.usage_of(event)) is not None:
@@ -106,17 +115,13 @@ class ChatStream(Stream):
         return said
 
     def _read_choice(self, choice: Any) -> bool:
-        said = self._note(_delta(choice))
+        said = self._note(chunks.delta(choice))
         return self._note(get(choice, "text")) or said
 
     def priced(self, event: Any, charged: Decimal | None, wants_usage: bool) -> list[Any]:
-        usage = get(event, "usage")
-        if usage is None:
+        if get(event, "usage") is None:
             return [event]
-        if not wants_usage:
-            return _without_usage(event)
-        # A copy, since LiteLLM keeps the chunk for its own books.
-        return [event if charged is None else _with_usage(event, _costed(usage, charged))]
+        return [chunks.priced(event, charged)] if wants_usage else chunks.without_usage(event)
 
 
 class ResponsesStream(Stream):
@@ -253,38 +258,6 @@ def _costed_delta(event: Any, charged: Decimal | None) -> Any:
     if isinstance(event, bytes):
         return b"event: message_delta\ndata: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
     return data
-
-
-def _without_usage(event: Any) -> list[Any]:
-    """A chunk for a client that asked for no usage: nothing when it carries nothing else."""
-    if not any(_says_something(choice) for choice in get(event, "choices") or ()):
-        return []
-    return [_with_usage(event, None)]
-
-
-def _with_usage(event: Any, usage: Any) -> Any:
-    copy = event.model_copy()
-    copy.usage = usage
-    return copy
-
-
-def _costed(usage: Any, charged: Decimal) -> Any:
-    if isinstance(usage, Mapping):
-        return {**usage, "cost": float(charged)}
-    copy = usage.model_copy()
-    copy.cost = float(charged)
-    return copy
-
-
-def _delta(choice: Any) -> Any:
-    """What a chunk adds to a choice; None for what has no members, in which nobody sends words."""
-    delta = get(choice, "delta")
-    return delta if isinstance(delta, Mapping | BaseModel) else None
-
-
-def _says_something(choice: Any) -> bool:
-    said = answers.delivered(_delta(choice)) or get(choice, "text")
-    return bool(said) or get(choice, "finish_reason") is not None
 
 
 _DIALECTS: Mapping[Dialect, type[Stream]] = {

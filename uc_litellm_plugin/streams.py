@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
 import anyio
 
-from . import answers, dialects, routes
+from . import answers, chunks, dialects, routes
 from .call import Answer, Call, Outcome
 from .departures import CLIENT_LEFT
 from .errors import status_of
@@ -19,12 +19,11 @@ from .settlement import Settlement
 
 logger = logging.getLogger(__name__)
 
-_END = object()
 # A provider's finish is in one of these; LiteLLM does not collect the one that it makes up.
 _LAST_CHUNKS = 4
 
 
-async def settled(
+def settled(
     call: Call,
     response: Any,
     settlement: Settlement,
@@ -45,19 +44,8 @@ async def settled(
     on_first
         Called once, at the first output.
     """
-    relay = _Relay(call, response, settlement, estimates, drain_s, on_first)
-    call.delivery = relay
-    try:
-        async for event in relay.events():
-            yield event
-    except (asyncio.CancelledError, GeneratorExit):
-        # The client has left: the awaits below must not be cancelled again (anyio cancels at every await).
-        with anyio.CancelScope(shield=True):
-            await relay.left()
-        raise
-    except Exception as error:
-        await relay.broken(status_of(error, unknown=502), type(error).__name__)
-        raise
+    relay = call.delivery = _Relay(call, response, settlement, estimates, drain_s, on_first)
+    return relay.events()
 
 
 class _Relay:
@@ -87,16 +75,28 @@ class _Relay:
 
     async def events(self) -> AsyncIterator[Any]:
         """The client's events; the call has ended before the last of them."""
-        while (chunk := await self._next()) is not _END:
-            for event in self._stream.split(chunk):
+        try:
+            async for chunk in self:
+                if self._is_mere_words(chunk):
+                    yield chunk
+                    continue
+                for event in self._stream.split(chunk):
+                    for kept in await self._pass(event):
+                        yield kept
+            for event in self._stream.rest():
                 for kept in await self._pass(event):
                     yield kept
-        for event in self._stream.rest():
-            for kept in await self._pass(event):
-                yield kept
-        await self._finish()
-        for event in self._stream.leftover():
-            yield event
+            await self._finish()
+            for event in self._stream.leftover():
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            # The client has left: the awaits below must not be cancelled again (anyio cancels at every await).
+            with anyio.CancelScope(shield=True):
+                await self.left()
+            raise
+        except Exception as error:
+            await self.broken(status_of(error, unknown=502), type(error).__name__)
+            raise
 
     async def left(self) -> None:
         """The client is gone: charge what it got, and for what reasons unseen what the provider says."""
@@ -122,26 +122,38 @@ class _Relay:
         else:
             await self._settlement.release(self._call, status, error)
 
-    async def _next(self) -> Any:
-        """The next chunk. A stream that reasons unseen is read in a task, which the client's leaving leaves alone."""
-        try:
-            if not self._call.reasons_unseen:
-                return await self._source.__anext__()
-            self._reading = self._reading or _looked_at(asyncio.ensure_future(self._source.__anext__()))
-            chunk = await asyncio.shield(self._reading)
-            self._reading = None
-            return chunk
-        except StopAsyncIteration:
-            return _END
+    def __aiter__(self) -> _Relay:
+        return self
+
+    def __anext__(self) -> Awaitable[Any]:
+        """The provider's next chunk."""
+        return self._read_aside() if self._call.reasons_unseen else self._source.__anext__()
+
+    async def _read_aside(self) -> Any:
+        """The next chunk, read in a task, which the client's leaving leaves alone."""
+        self._reading = self._reading or _looked_at(asyncio.ensure_future(self._source.__anext__()))
+        chunk = await asyncio.shield(self._reading)
+        self._reading = None
+        return chunk
+
+    def _is_mere_words(self, chunk: Any) -> bool:
+        """Take note of a chunk that brings words and nothing else; the client gets it as it is."""
+        if (words := self._stream.words_alone(chunk)) is None:
+            return False
+        self._note(bool(words))
+        return True
 
     async def _pass(self, event: Any) -> list[Any]:
-        if self._stream.read(event) and self._call.first_token is None:
-            self._call.saw_output()
-            self._on_first()
+        self._note(self._stream.read(event))
         charged = None
         if self._stream.complete and not self._is_empty():
             charged = await self._price(self._answer())
         return self._stream.priced(event, charged, self._call.wants_usage)
+
+    def _note(self, is_output: bool) -> None:
+        if is_output and self._call.first_token is None:
+            self._call.saw_output()
+            self._on_first()
 
     async def _price(self, answer: Answer | Estimate) -> Decimal:
         """The credits of the answer, charged before its last word: meanwhile, where more of the stream is to come."""
@@ -209,7 +221,9 @@ class _Relay:
         LiteLLM ends every chat stream with a usage; the provider's is among the chunks it collected
         (litellm/litellm_core_utils/streaming_handler.py, `_finalize_completed_stream`).
         """
-        return bool(_collected(self._response)) and len(self._call.attempts) == 1 and self._last_report()[0] is None
+        return (
+            bool(chunks.collected(self._response)) and len(self._call.attempts) == 1 and self._last_report()[0] is None
+        )
 
     def _is_early(self) -> bool:
         """Whether the provider said more after its last usage."""
@@ -220,8 +234,8 @@ class _Relay:
         """Whether nothing came from the provider: what ends such a stream is LiteLLM's own."""
         if self._stream.text or (self._stream.usage is not None and not self._is_made_up()):
             return False
-        last = _collected(self._response)[-_LAST_CHUNKS:]
-        return not any(answers.get(choice, "finish_reason") for chunk in last for choice in _choices(chunk))
+        last = chunks.collected(self._response)[-_LAST_CHUNKS:]
+        return not any(answers.get(choice, "finish_reason") for chunk in last for choice in chunks.choices(chunk))
 
     def _reported(self) -> answers.Usage | None:
         """The provider's last usage, where it has the shape of this dialect."""
@@ -230,9 +244,9 @@ class _Relay:
     def _last_report(self) -> tuple[answers.Usage | None, bool]:
         """The last usage among the provider's own chunks, as far as LiteLLM collects them, and whether any later one
         says more."""
-        chunks = _collected(self._response)
-        if self._looked_through != len(chunks):
-            self._looked_through, self._found = len(chunks), _last_usage(chunks)
+        collected = chunks.collected(self._response)
+        if self._looked_through != len(collected):
+            self._looked_through, self._found = len(collected), chunks.last_usage(collected)
         return self._found
 
     async def _read_on(self) -> None:
@@ -247,37 +261,17 @@ class _Relay:
                 self._reading.cancel()
 
     async def _read_until_complete(self) -> None:
-        while not self._stream.complete and (chunk := await self._next()) is not _END:
+        async for chunk in self:
             for event in self._stream.split(chunk):
                 self._stream.read(event)
+            if self._stream.complete:
+                break
 
 
 def _looked_at(reading: asyncio.Future[Any]) -> asyncio.Future[Any]:
     """The same; asyncio does not complain when nobody waits for it any more."""
     reading.add_done_callback(lambda done: done.cancelled() or done.exception())
     return reading
-
-
-def _collected(response: Any) -> list[Any]:
-    """The chunks of the provider's chat stream, through the wrappers that LiteLLM puts around it."""
-    for name in ("chunks", "collected_chat_completion_chunks"):
-        if isinstance(chunks := getattr(response, name, None), list):
-            return chunks
-    inner = getattr(response, "completion_stream", None) or getattr(response, "inner", None)
-    return [] if inner is None or inner is response else _collected(inner)
-
-
-def _last_usage(chunks: list[Any]) -> tuple[answers.Usage | None, bool]:
-    said_more = False
-    for chunk in reversed(chunks):
-        if (usage := answers.usage_of(chunk)) is not None:
-            return usage, said_more
-        said_more = said_more or bool(answers.text_of(chunk))
-    return None, said_more
-
-
-def _choices(chunk: Any) -> Iterable[Any]:
-    return answers.get(chunk, "choices") or ()
 
 
 def _source(call: Call, usage: answers.Usage) -> str:
