@@ -26,7 +26,7 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.item
 
 LITELLM = {"callbacks", "plugin", "identity", "inbound", "refusals", "catalog", "costs", "strategy", "api"}
 LITELLM |= {"proxy_routes", "regions"}
-ASYNCPG = {"database", "postgres_faults"}
+ASYNCPG = {"connections", "database", "postgres_faults"}
 LAST = {"callbacks", "plugin"}
 # The composition roots: who may import a module that comes last.
 MAY_IMPORT_LAST = {"callbacks": {"plugin"}, "plugin": {"__init__"}}

@@ -112,7 +112,7 @@ def _amounts(call: Call) -> tuple[Decimal, Decimal]:
     """The credits a call wants held, and the least that it can do with."""
     plan = call.plan
     try:
-        wanted = plan.cost(plan.wanted_cap)
+        wanted = plan.wanted_cost
         return wanted, wanted if plan.smallest_cap == plan.wanted_cap else plan.cost(plan.smallest_cap)
     except ArithmeticError:
         raise BadRequest("The worst case of this call is beyond any balance: lower max_tokens.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -73,12 +73,6 @@ def says_something(usage: Any) -> bool:
     if not isinstance(usage, Mapping):
         return False
     return 0 < sum(_number(usage, name) for name in _COUNTS) <= _MOST_TOKENS
-
-
-def is_half(usage: Usage, text: Callable[[], str]) -> bool:
-    """Whether a usage leaves out its input, or the output of an answer that has any text."""
-    counts = tokens(usage)
-    return not counts["prompt_tokens"] or (not counts["completion_tokens"] and bool(text()))
 
 
 def stored_id(answer: Any) -> str | None:

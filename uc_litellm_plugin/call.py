@@ -9,8 +9,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
+from . import answers
 from .demand import Demand
 from .plan import Candidate, Plan
 from .power import PowerLevel
@@ -269,3 +271,12 @@ class Answer:
     error_type: str | None = None
     error_message: str | None = None
     service_tier: str | None = None
+
+    @cached_property
+    def tokens(self) -> Mapping[str, int]:
+        """The usage as the columns of a usage row."""
+        return answers.tokens(self.usage)
+
+    def is_half(self, text: Callable[[], str]) -> bool:
+        """Whether the usage leaves out its input, or the output of an answer that has any text."""
+        return not self.tokens["prompt_tokens"] or (not self.tokens["completion_tokens"] and bool(text()))

@@ -275,10 +275,11 @@ class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
         tier = answers.served_tier(response)
         if cached:
             return await self._settlement.charge(call, Answer(usage or {}, "cache"))
-        if usage is None or answers.is_half(usage, lambda: answers.text_of(response) if call.demand.writes else ""):
+        answer = Answer(usage or {}, "usage", service_tier=tier)
+        if answer.is_half(lambda: answers.text_of(response) if call.demand.writes else ""):
             wrote = answers.text_of(response) if call.demand.writes else ""
             return await self._estimates.charge(call, Estimate(wrote, usage, service_tier=tier))
-        return await self._settlement.charge(call, Answer(usage, "usage", service_tier=tier))
+        return await self._settlement.charge(call, answer)
 
 
 def _forget_the_last() -> None:

@@ -11,11 +11,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 
 from . import embedded
+from .connections import Connections, Lent
 from .errors import DatabaseUnavailable
 from .patience import LONGEST_S, Patience
 from .postgres_faults import is_broken, is_in_step, translated
@@ -24,11 +25,6 @@ from .settings import Settings
 Connection = asyncpg.Connection
 Row = asyncpg.Record
 T = TypeVar("T")
-
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
-    _Lent = PoolConnectionProxy[Row]
 
 IDLE_IN_TRANSACTION_S = 30
 
@@ -58,8 +54,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._timeout_s = settings.database.timeout_s
-        self._open_pool: asyncpg.Pool[Row] | None = None
-        self._returning: set[asyncio.Future[Any]] = set()
+        self._open_connections: Connections | None = None
         self._answers = 0
 
     async def open(self) -> Database:
@@ -71,23 +66,21 @@ class Database:
             The URL is malformed, or the embedded server cannot be used.
         """
         with translated():
-            self._open_pool = await asyncpg.create_pool(
+            pool = await asyncpg.create_pool(
                 **_connect_arguments(await dsn(self._settings), self._settings),
                 min_size=0,
                 max_size=self._settings.database.pool_size,
                 reset=_nothing,
                 init=_set_codecs,
             )
+        self._open_connections = Connections(pool)
         return self
 
     async def close(self) -> None:
         """Close all connections; calls under way have `timeout_s` to end."""
-        if pool := self._open_pool:
-            self._open_pool = None
-            try:
-                await asyncio.wait_for(pool.close(), self._timeout_s)
-            except asyncio.TimeoutError:
-                pool.terminate()
+        if connections := self._open_connections:
+            self._open_connections = None
+            await connections.close(self._timeout_s)
 
     async def __aenter__(self) -> Database:
         return await self.open()
@@ -131,7 +124,7 @@ class Database:
         """Run a statement and return its tag (`UPDATE 1`); parameters and errors as `fetch`."""
         return await self._call(lambda connection: connection.execute(sql, *args), timeout, idempotent)
 
-    async def _call(self, statement: Callable[[_Lent], Awaitable[T]], timeout: float | None, idempotent: bool) -> T:
+    async def _call(self, statement: Callable[[Lent], Awaitable[T]], timeout: float | None, idempotent: bool) -> T:
         patience = Patience(self._timeout_s if timeout is None else timeout, lambda: self._answers)
         in_doubt = False
         while True:
@@ -144,25 +137,25 @@ class Database:
                     raise
                 idempotent = patience.asked = False
 
-    async def _call_once(self, statement: Callable[[_Lent], Awaitable[T]], patience: Patience) -> T:
-        pool = self._pool()
-        connection = await pool.acquire()
+    async def _call_once(self, statement: Callable[[Lent], Awaitable[T]], patience: Patience) -> T:
+        connections = self._connections()
+        connection = await connections.lend()
         try:
             result = await self._run(statement, connection, patience)
             self._answers += 1
             return result
         except BaseException as error:
             if is_broken(error):
-                await pool.expire_connections()  # A broken connection is seldom the only one.
+                await connections.expire()  # A broken connection is seldom the only one.
             if is_in_step(error):
                 self._answers += 1
             else:
                 connection.terminate()  # Its answer was not read (a cancellation, too), so it cannot be used again.
             raise
         finally:
-            self._give_back(pool, connection)
+            connections.take_back(connection)
 
-    async def _run(self, statement: Callable[[_Lent], Awaitable[T]], connection: _Lent, patience: Patience) -> T:
+    async def _run(self, statement: Callable[[Lent], Awaitable[T]], connection: Lent, patience: Patience) -> T:
         patience.ask()
         if patience.seconds <= self._timeout_s:
             return await statement(connection)
@@ -178,16 +171,10 @@ class Database:
         await transaction.commit()
         return result
 
-    def _give_back(self, pool: asyncpg.Pool[Row], connection: _Lent) -> None:
-        """Return a connection; whoever has an answer need not wait. What the pool cannot take back, it closes."""
-        returning = asyncio.gather(pool.release(connection), return_exceptions=True)
-        self._returning.add(returning)
-        returning.add_done_callback(self._returning.discard)
-
-    def _pool(self) -> asyncpg.Pool[Row]:
-        if self._open_pool is None:
+    def _connections(self) -> Connections:
+        if self._open_connections is None:
             raise DatabaseUnavailable("The database is not open in this process (not yet, or no longer).")
-        return self._open_pool
+        return self._open_connections
 
 
 @asynccontextmanager

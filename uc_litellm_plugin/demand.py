@@ -37,6 +37,8 @@ _CALLERS_TOOL_FIELDS = frozenset(
     | {"display_width", "display_height", "eager_input_streaming", "defer_loading", "input_examples"}
 )
 
+_written = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -110,7 +112,7 @@ def _measure(endpoint: Endpoint, body: Body) -> Demand:
     stock = Stock()
     prompt = {field: stock.take(value) if field in _MEDIA_FIELDS else value for field, value in given.items()}
     try:
-        text = json.dumps(prompt, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _written(prompt)
     except ValueError:
         raise BadRequest("NaN and Infinity are not JSON.", code="invalid_value") from None
     references = [field for field in _REFERENCES.get(endpoint, ()) if body.get(field)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import litellm
@@ -25,6 +26,9 @@ _LITELLMS_OWN = frozenset(
     | {"litellm_session_id", "litellm_trace_id", "headers", "api_version", "ttl", "cache", "keepalive_seconds"}
     | {"provider_specific_header", "user", "organization", "enable_prompt_caching", "allowed_model_region"}
 )
+
+# Headers that tell who answers.
+_OF_ATTEMPTS = frozenset({"x-uc-provider", "x-uc-byok"})
 
 # Says that the client has not asked for usage.
 _STRIPS_USAGE = "_litellm_strip_stream_usage"
@@ -171,17 +175,15 @@ class Late(str):
 
 
 def headers(call: Call) -> dict[str, str]:
-    """What a client is told in HTTP headers; those of a stream are looked up when they are sent."""
-    return late(call.headers) if call.streamed else call.headers()
+    """What a client is told in HTTP headers; whose answer a stream is is looked up when they are sent."""
+    told = call.headers()
+    if call.streamed:
+        told.update({name: Late(told[name], partial(_as_it_is, call, name)) for name in _OF_ATTEMPTS & told.keys()})
+    return told
 
 
-def late(headers: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """Headers whose values are looked up when they are sent."""
-
-    def as_it_will_be(name: str, now: str) -> Late:
-        return Late(now, lambda: headers()[name])
-
-    return {name: as_it_will_be(name, now) for name, now in headers().items()}
+def _as_it_is(call: Call, name: str) -> str:
+    return call.headers()[name]
 
 
 def is_health_check(kwargs: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from . import prices, pricing
@@ -146,8 +147,12 @@ class Plan:
 
     def usd(self, bound: Bound) -> Decimal:
         """The most USD the call can cost at one candidate with the output that is wanted."""
-        output = max(bound.output(self.wanted_cap), self.least_output) * self.answers
-        return pricing.worst_usd(bound.rates, bound.input_tokens, output)
+        return self._usd_of(bound, self.wanted_cap)
+
+    @cached_property
+    def wanted_cost(self) -> Decimal:
+        """The most credits the call can cost with the output that is wanted, over all candidates."""
+        return self.cost(self.wanted_cap)
 
     def cost(self, cap: int) -> Decimal:
         """The most credits the call can cost with `cap` output tokens per answer, over all candidates."""
@@ -159,7 +164,7 @@ class Plan:
 
     def cap_within(self, held: Decimal) -> int:
         """The cap to write into the request when `held` credits are held."""
-        if held >= self.cost(self.wanted_cap):
+        if held >= self.wanted_cost:
             return self.wanted_cap
         return max(0, min(self.wanted_cap, self.affordable(held)))
 
@@ -171,9 +176,11 @@ class Plan:
         return fits if fits >= self.least_output else -1
 
     def _cost_of(self, bound: Bound, cap: int) -> Decimal:
+        return pricing.credits(self._usd_of(bound, cap), self.terms)
+
+    def _usd_of(self, bound: Bound, cap: int) -> Decimal:
         output = max(bound.output(cap), self.least_output) * self.answers
-        usd = pricing.worst_usd(bound.rates, bound.input_tokens, output)
-        return pricing.credits(usd, self.terms)
+        return pricing.worst_usd(bound.rates, bound.input_tokens, output)
 
 
 def make(

@@ -141,6 +141,26 @@ class PriceEntry(dict[str, Any]):
         """What it charges per unit."""
         return tuple(_rates(self))
 
+    def dearest(self, trigger: Trigger) -> Rates:
+        """See `dearest`; found once for all triggers that set off the same."""
+        passed = sum(trigger.input_tokens >= above for above in self._thresholds)
+        key = (passed, trigger.caches, trigger.images, trigger.speech, trigger.is_plain)
+        if (known := self._dearest.get(key)) is None:
+            can_happen = [rate for rate in self.rates if rate.can_happen(trigger)]
+            reads = [rate.usd for rate in can_happen if rate.is_input]
+            writes = [rate.usd for rate in can_happen if rate.is_output]
+            fee = exact(next((fee for name in _FEES if (fee := self.get(name))), 0))
+            known = self._dearest[key] = Rates(max(reads, default=ZERO), max(writes, default=ZERO), fee)
+        return known
+
+    @cached_property
+    def _thresholds(self) -> frozenset[int]:
+        return frozenset(rate.above for rate in self.rates)
+
+    @cached_property
+    def _dearest(self) -> dict[tuple[int | bool, ...], Rates]:
+        return {}
+
     @cached_property
     def flat(self) -> Flat | None:
         """What it charges for a token in the simplest of calls; None where no call is simple."""
@@ -196,11 +216,7 @@ def dearest(entry: Mapping[str, Any], trigger: Trigger) -> Rates:
     Every rate whose condition the request can meet counts, the dearest wins: base rates, long-context rates where the
     input can reach the threshold, cache writes, audio, images, reasoning, and service tiers that were asked for.
     """
-    can_happen = [rate for rate in of(entry).rates if rate.can_happen(trigger)]
-    reads = [rate.usd for rate in can_happen if rate.is_input]
-    writes = [rate.usd for rate in can_happen if rate.is_output]
-    per_request = next((fee for name in _FEES if (fee := entry.get(name))), 0)
-    return Rates(max(reads, default=ZERO), max(writes, default=ZERO), exact(per_request))
+    return of(entry).dearest(trigger)
 
 
 def is_priced(entry: Mapping[str, Any] | None, *, written_by_operator: bool) -> bool:

@@ -91,7 +91,7 @@ CONTROLS = frozenset(
 )
 
 LARGEST_CAP = 10_000_000
-_MOST_ANSWERS = 128
+_LARGEST: Mapping[str, int] = {**dict.fromkeys(CAP_FIELDS, LARGEST_CAP), "n": 128, "best_of": 128}
 
 
 def fields(endpoint: Endpoint) -> frozenset[str]:
@@ -119,10 +119,8 @@ def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> 
     for field in body:
         _check_field(endpoint, field, extra_fields)
     check_model(body.get("model"))
-    for field in CAP_FIELDS:
-        whole_number(body, field, LARGEST_CAP)
-    for field in ("n", "best_of"):
-        whole_number(body, field, _MOST_ANSWERS)
+    for field in _LARGEST.keys() & body.keys():
+        whole_number(body, field, _LARGEST[field])
     shapes.check(endpoint, body)
     if endpoint is RESPONSES:
         _check_caching(body)
@@ -143,12 +141,13 @@ def _check_caching(body: Body) -> None:
 
 
 def _check_field(endpoint: Endpoint, field: str, extra_fields: frozenset[str]) -> None:
-    shown = clean(field, 100) or ""
     if field in CONTROLS or field.startswith("_"):
+        shown = clean(field, 100) or ""
         raise BadRequest(
             f"'{shown}' steers the proxy and is not taken from clients.", code="unknown_field", param=shown
         )
     if field not in _FIELDS[endpoint] and field != ROUTING_FIELD and field not in extra_fields:
+        shown = clean(field, 100) or ""
         raise BadRequest(
             f"'{shown}' is not a field of {endpoint.name} requests here; remove it, "
             "or ask the operator to add it to requests.extra_fields.",

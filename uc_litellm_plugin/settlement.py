@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from . import answers, metrics, prices, pricing
+from . import metrics, prices, pricing
 from .call import Answer, Call, Outcome
 from .outbox import Record
 from .plan import Candidate
@@ -81,7 +81,7 @@ class Settlement:
             logger.warning("hold %s was %s but the call cost %s", call.id, call.held, credits,
                            extra={"action": "hold_exceeded"})  # fmt: skip
         if answer.error_type is None and answer.source == "usage":
-            self._on_whole(call, answers.tokens(answer.usage)["completion_tokens"])
+            self._on_whole(call, answer.tokens["completion_tokens"])
         return _record(call, "settle", credits, _answered(call, answer, usd))
 
     def _usd(self, call: Call, candidate: Candidate, answer: Answer) -> Decimal:
@@ -91,9 +91,9 @@ class Settlement:
         except Exception:
             # Whatever LiteLLM stumbles over, a delivered answer is not free: the plan's dearest rates apply.
             logger.exception("LiteLLM cannot price call %s; charging the plan's dearest rates", call.id)
-            tokens = answers.tokens(answer.usage)
-            rates = prices.dearest(candidate.prices, prices.Trigger(tokens["prompt_tokens"]))
-            return pricing.usd(pricing.worst_usd(rates, tokens["prompt_tokens"], tokens["completion_tokens"]))
+            read, wrote = answer.tokens["prompt_tokens"], answer.tokens["completion_tokens"]
+            rates = prices.dearest(candidate.prices, prices.Trigger(read))
+            return pricing.usd(pricing.worst_usd(rates, read, wrote))
 
     def _credits(self, call: Call, usd: Decimal) -> Decimal:
         try:
@@ -130,7 +130,7 @@ def _record(call: Call, action: str, charge: Decimal, usage: Mapping[str, Any]) 
 
 
 def _answered(call: Call, answer: Answer, usd: Decimal) -> dict[str, Any]:
-    tokens = answers.tokens(answer.usage)
+    tokens = answer.tokens
     latency_ms = call.latency_ms()
     # What a user's own endpoint makes up of its usage must not keep the charge out of the books.
     usd = min(max(usd, prices.ZERO), pricing.LARGEST_USD) if usd.is_finite() else prices.ZERO

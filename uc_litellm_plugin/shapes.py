@@ -30,6 +30,7 @@ _SHAPES: Mapping[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
     "prompt": ((str, list, dict), "a string or an array"),
     "instructions": (str, "a string"),
 }
+_ANY = (object, "")
 _PROMPT_FIELDS = {
     CHAT: "messages",
     MESSAGES: "messages",
@@ -47,10 +48,10 @@ def check(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
     BadRequest
         Names the field.
     """
-    for field, (kind, wanted) in _SHAPES.items():
-        if (value := body.get(field)) is not None and not isinstance(value, kind):
-            raise _wrong(field, wanted)
     for field, value in body.items():
+        kind, wanted = _SHAPES.get(field, _ANY)
+        if value is not None and not isinstance(value, kind):
+            raise _wrong(field, wanted)
         if isinstance(value, float) and not math.isfinite(value):
             raise _wrong(field, "a finite number")
     if body.get("background"):

@@ -176,13 +176,11 @@ class _Relay:
     async def _charge_part(self, status: int, error: str) -> None:
         if self._is_cached():
             await self._charge(Answer(self._stream.usage or {}, "cache", status, error))
-        elif self._stream.counted and not answers.is_half(self._stream.usage or {}, lambda: self._stream.text):
-            message = "cut after the provider's usage, which was charged"
-            await self._charge(
-                Answer(self._stream.usage or {}, "usage", status, error, message, self._stream.service_tier)
-            )
-        else:
-            await self._charge(self._estimate(status, error))
+            return
+        message = "cut after the provider's usage, which was charged"
+        answer = Answer(self._stream.usage or {}, "usage", status, error, message, self._stream.service_tier)
+        is_whole = self._stream.counted and not answer.is_half(lambda: self._stream.text)
+        await self._charge(answer if is_whole else self._estimate(status, error))
 
     async def _charge(self, answer: Answer | Estimate) -> Outcome:
         self._call.response_id = self._stream.response_id
@@ -196,9 +194,8 @@ class _Relay:
             return Answer(usage or {}, "cache")
         if usage is None or not self._stream.counted or self._is_made_up() or self._is_early():
             return self._estimate()
-        if answers.is_half(usage, lambda: self._stream.text):
-            return self._estimate()
-        return Answer(usage, _source(self._call, usage), service_tier=self._stream.service_tier)
+        answer = Answer(usage, _source(self._call, usage), service_tier=self._stream.service_tier)
+        return self._estimate() if answer.is_half(lambda: self._stream.text) else answer
 
     def _estimate(self, status: int = 200, error: str | None = None) -> Estimate:
         least = 0

@@ -24,6 +24,7 @@ from litellm.types.utils import (
 
 from tests.unit.recordings import RECORDINGS
 from uc_litellm_plugin import answers
+from uc_litellm_plugin.call import Answer
 from uc_litellm_plugin.dialects import ChatStream, MessagesStream
 from uc_litellm_plugin.routes import ENDPOINTS
 
@@ -202,9 +203,8 @@ def test_a_blocked_answer_is_no_half_of_one() -> None:
         "index": 0, "finish_reason": "content_filter", "native_finish_reason": "SAFETY", "message": {"content": None},
         "content_filter_results": {"hate": {"filtered": True, "severity": "high"}},
     }  # fmt: skip
-    assert not answers.is_half(
-        {"prompt_tokens": 10, "completion_tokens": 0}, lambda: answers.text_of({"choices": [choice]})
-    )
+    answer = Answer({"prompt_tokens": 10, "completion_tokens": 0}, "usage")
+    assert not answer.is_half(lambda: answers.text_of({"choices": [choice]}))
 
 
 CALLED = ChatCompletionDeltaToolCall(

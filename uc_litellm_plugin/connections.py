@@ -1,0 +1,111 @@
+"""The connections of a pool, the latest of them kept at hand.
+
+To take a connection out of asyncpg's pool and put it back costs as much as the statement in between: two tasks, a
+proxy, and their turns of the event loop. One that was just used is handed to the next caller as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+Lent: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+# The pool closes connections that nobody uses (after five minutes); one that is at hand goes back to it when it was not
+# used for so long. Seconds.
+_AT_HAND_S = 30.0
+
+
+class Connections:
+    """Lends the connections of a pool.
+
+    Parameters
+    ----------
+    pool
+        An open one. It bounds their number, makes new ones, and lets callers wait in turn.
+    """
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self._pool = pool
+        # The latest used last, each with the time of its return.
+        self._at_hand: list[tuple[Lent, float]] = []
+        # Those that may be lent again: acquired since the others were expired.
+        self._good: set[Lent] = set()
+        self._is_closing = False
+        self._asking = 0
+        self._returning: set[asyncio.Future[Any]] = set()
+        self._tidying: asyncio.TimerHandle | None = None
+
+    async def lend(self) -> Lent:
+        """A connection, which must be taken back; waits until there is one."""
+        while self._at_hand:
+            connection, _ = self._at_hand.pop()
+            if _is_open(connection):
+                return connection
+            self._return(connection)
+        self._asking += 1
+        try:
+            connection = await self._pool.acquire()
+        finally:
+            self._asking -= 1
+        self._good.add(connection)
+        return connection
+
+    def take_back(self, connection: Lent) -> None:
+        """For the next caller; whoever has an answer need not wait. One that is broken may come back, too."""
+        if self._asking or self._is_closing or connection not in self._good or not _is_open(connection):
+            self._return(connection)
+            return
+        now = asyncio.get_running_loop().time()
+        self._at_hand.append((connection, now))
+        if self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_at(now + _AT_HAND_S, self._tidy)
+
+    async def expire(self) -> None:
+        """Use none of the present connections again; those that are lent end with their statements."""
+        await self._pool.expire_connections()
+        self._let_go()
+
+    async def close(self, timeout_s: float) -> None:
+        """Close all connections; statements under way have so long to end. Seconds."""
+        self._is_closing = True
+        self._let_go()
+        try:
+            await asyncio.wait_for(self._pool.close(), timeout_s)
+        except asyncio.TimeoutError:
+            self._pool.terminate()
+
+    def _tidy(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._at_hand and self._at_hand[0][1] + _AT_HAND_S <= now:
+            self._return(self._at_hand.pop(0)[0])
+        next_at = self._at_hand[0][1] + _AT_HAND_S if self._at_hand else None
+        self._tidying = None if next_at is None else asyncio.get_running_loop().call_at(next_at, self._tidy)
+
+    def _let_go(self) -> None:
+        if self._tidying is not None:
+            self._tidying.cancel()
+            self._tidying = None
+        self._good.clear()
+        at_hand, self._at_hand = self._at_hand, []
+        for connection, _ in at_hand:
+            self._return(connection)
+
+    def _return(self, connection: Lent) -> None:
+        """Back to the pool, in the background; what it cannot take back, it closes."""
+        self._good.discard(connection)
+        returning = asyncio.gather(self._pool.release(connection), return_exceptions=True)
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
+
+
+def _is_open(connection: Lent) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:
+        return False  # It broke, and asyncpg took it back by itself.
