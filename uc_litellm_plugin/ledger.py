@@ -16,6 +16,7 @@ from .database import Database
 from .errors import DatabaseError, DatabaseUnavailable, LedgerUnavailable
 from .holds import Held, Once
 from .outbox import Outbox, Record, Segment
+from .threads import aside
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Ledger:
     async def check_outbox(self) -> None:
         """Find out whether the outbox could take a settlement; while it could not, no call is held."""
         try:
-            waiting = await asyncio.to_thread(self._outbox.check)
+            waiting = await aside(self._outbox.check)
         except OSError as error:
             if self._outbox_fault is None:
                 logger.critical("new calls are refused: %s", error, extra={"action": "outbox_failed"})
@@ -166,7 +167,7 @@ class Ledger:
                 stranded, self._stranded = self._stranded, []
                 await self._settle_or_keep(stranded)
                 metrics.STRANDED.set(len(self._stranded))
-            segments = await asyncio.to_thread(lambda: list(self._outbox.claim()))
+            segments = await aside(lambda: list(self._outbox.claim()))
             done = 0
             try:
                 while segments:
@@ -178,7 +179,7 @@ class Ledger:
 
     async def _flush_segment(self, segment: Segment) -> int:
         try:
-            records = await asyncio.to_thread(segment.records)
+            records = await aside(segment.records)
             for start in range(0, len(records), _LARGEST_BATCH):
                 await self._settle_all(records[start : start + _LARGEST_BATCH])
         except DatabaseUnavailable:
@@ -188,7 +189,7 @@ class Ledger:
             segment.release()
             logger.critical("outbox segment %s cannot be settled", segment.path, exc_info=True)
             return 0
-        await asyncio.to_thread(segment.delete)
+        await aside(segment.delete)
         return len(records)
 
     async def drain(self) -> None:
@@ -275,7 +276,7 @@ class Ledger:
 
     async def _put_aside(self, records: list[Record]) -> None:
         try:
-            await asyncio.to_thread(self._outbox.append, records)
+            await aside(self._outbox.append, records)
             metrics.OUTBOXED.inc(len(records))
         except Exception as error:
             # Whatever kept them from the disk, in memory they are still safer than nowhere.

@@ -16,23 +16,21 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from watchfiles import awatch
-
 from . import level_rows, settings
 from .database import Database
 from .errors import DatabaseError, DatabaseUnavailable, SettingsError
 from .level_rows import Facts, LevelRows, Outcome
 from .settings import Settings
+from .threads import aside
 
 logger = logging.getLogger(__name__)
 
-# The file is looked at so often where nobody tells of its changes: network mounts, links to elsewhere. Seconds.
-LOOK_EVERY_S = 0.5
+# The file is looked at so often: the kernel's notifications are hardly sooner, and none come of a network mount or of a
+# link to elsewhere. Seconds.
+LOOK_EVERY_S = 0.25
 # A file is read when it has been left alone for so long: some editors write in several steps. Seconds.
 QUIET_S = 0.1
 _QUIET_LOOKS = 20
-_WATCH_AGAIN_S = 10.0
-_GROUP_MS = 200
 
 # What of the settings is not a section of the file, and the one section that needs no restart.
 _NO_RESTART = frozenset({"config_file", "state_dir", "database_url", "sealing_keys", "power_levels"})
@@ -83,29 +81,6 @@ class LevelFile:
         self._refused = ""
         self._restart: list[str] = []
         self._waits = False
-        self._woken = asyncio.Event()
-
-    async def watch(self) -> None:
-        """Wake `turn` when something happens beside the file, until cancelled."""
-        told = ""
-        while True:
-            try:
-                changes = awatch(self._file.parent, watch_filter=None, debounce=_GROUP_MS, recursive=False)
-                async for _ in changes:
-                    self._woken.set()
-            except Exception as error:
-                # A host may be out of watches, or the directory gone; `turn` looks by itself, only less often.
-                if told != str(error):
-                    logger.warning("%s cannot be watched, it is looked at instead: %s", self._file.parent, error)
-                told = str(error)
-            await asyncio.sleep(_WATCH_AGAIN_S)
-
-    async def turn(self) -> None:
-        """`refresh` when something happened, or else after a while."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
-        self._woken.clear()
-        await self.refresh()
 
     async def refresh(self) -> None:
         """Read the file if it changed, and `apply` it."""
@@ -143,12 +118,12 @@ class LevelFile:
         return None
 
     async def _look(self) -> tuple[Stamp, float]:
-        return await asyncio.to_thread(_stamp, self._file), time.monotonic()
+        return await aside(_stamp, self._file), time.monotonic()
 
     async def _read(self, seen_s: float) -> None:
         environ = {"UC_CONFIG": str(self._file), "UC_STATE_DIR": str(self._running.state_dir)}
         try:
-            found = await asyncio.to_thread(settings.load, environ)
+            found = await aside(settings.load, environ)
         except SettingsError as error:
             self._refuse(error)
             return

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 
-from . import changes, heap, migrations, vault
+from . import changes, heap, levels, migrations, vault
 from .accounts import Accounts
 from .call import Call, Caller
 from .database import Database
@@ -180,8 +180,7 @@ class Worker:
         )
         self._tasks = [
             asyncio.create_task(listening),
-            asyncio.create_task(self.levels.watch()),
-            self._beat(0, self.levels.turn),
+            self._beat(levels.LOOK_EVERY_S, self.levels.refresh),
             self._beat(holds.extend_every_s, self._extend),
             self._beat(holds.sweep_every_s, self.ledger.expire),
             self._beat(_OUTBOX_EVERY_S, self.ledger.flush),

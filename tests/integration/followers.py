@@ -13,7 +13,7 @@ from typing import Any
 
 from uc_litellm_plugin import settings as settings_module
 from uc_litellm_plugin.database import Database
-from uc_litellm_plugin.levels import LevelFile
+from uc_litellm_plugin.levels import LOOK_EVERY_S, LevelFile
 from uc_litellm_plugin.settings import Settings
 
 PATIENCE_S = 10
@@ -64,21 +64,21 @@ class Follower:
         """What an operator does with psql."""
         await self.database.execute(f"UPDATE power_level_configs SET cost_multiplier = {multiplier}")
 
-    async def _turn(self) -> None:
+    async def _follow(self) -> None:
         while True:
-            await self.file.turn()
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.file.refresh()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Follower]:
         async with self.database:
             await self.file.apply()
-            tasks = [asyncio.create_task(self._turn()), asyncio.create_task(self.file.watch())]
+            following = asyncio.create_task(self._follow())
             try:
                 yield self
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+                following.cancel()
+                await asyncio.wait([following])
 
 
 class Told(logging.Handler):

@@ -82,24 +82,6 @@ async def test_an_edit_counts_within_a_second(tmp_path: Path, database_url: str,
         assert await follower.outcome() == ("eco", "applied")
 
 
-async def test_nobody_tells_of_the_edit(
-    file: Path, database_url: str, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where files cannot be watched (network mounts, no watches left) the file is looked at: within a second, too."""
-
-    async def no_watches(*_: object, **__: object) -> AsyncIterator[None]:
-        raise OSError("OS file watch limit reached.")
-        yield
-
-    monkeypatch.setattr(levels_module, "awatch", no_watches)
-    async with Follower(file, database_url).running() as follower:
-        await follower.outcome()
-        assert "watch limit reached" in await told.first("WARNING")
-        async with within(1):
-            rename_over(file, text("0.6"))
-            assert await follower.outcome() == ("eco", "applied")
-
-
 BAD = [
     ("power_levels: {eco: {cost_multiplier: 0}}", "power_levels.eco.cost_multiplier", "greater than 0"),
     ("power_levels: {eco: {cost_multiplier: 0.12345}}", "power_levels.eco.cost_multiplier", "4 decimal places"),
