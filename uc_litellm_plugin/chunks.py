@@ -13,32 +13,33 @@ from . import answers
 from .answers import Usage, get
 
 _NOTHING: Mapping[str, Any] = {}
-# What else than words a chunk, or a choice in it, may say that matters here.
-_OF_CHUNKS, _OF_CHOICES = ("usage", "service_tier"), ("finish_reason", "text")
+# Where LiteLLM keeps what it knows of a chunk.
+_KEPT = "_hidden_params"
 
 
-def words_alone(chunk: Any) -> str | None:
+def words_alone(chunk: Any, answer_id: Any) -> str | None:
     """The words of a chunk with one choice that brings nothing else, as most do; None for any other chunk.
 
     It looks where pydantic keeps members. A stream has hundreds of such chunks, and to ask each for all that a chunk
     may have takes ten times as long.
+
+    Parameters
+    ----------
+    answer_id
+        Of the chunks before it.
     """
-    if not isinstance(chunk, BaseModel) or not _keeps_its_own(type(chunk), _OF_CHUNKS) or answers.traffic_of(chunk):
+    kind: type[BaseModel] = type(chunk)
+    if not _is_chunk(kind):
         return None
-    said = _members(chunk)
+    # Google's kind of traffic, which is a tier, too, stands there.
+    kept = (chunk.__pydantic_private__ or _NOTHING).get(_KEPT)
+    said = {**chunk.__dict__, **(chunk.__pydantic_extra__ or _NOTHING)}
     choices = said.get("choices")
-    if type(choices) is not list or len(choices) != 1 or any(said.get(name) is not None for name in _OF_CHUNKS):
+    if said.get("usage") is not None or said.get("service_tier") is not None or said.get("id") != answer_id:
         return None
-    choice = choices[0]
-    if not isinstance(choice, BaseModel) or not _keeps_its_own(type(choice), _OF_CHOICES):
+    if type(choices) is not list or len(choices) != 1 or (kept and kept.get("provider_specific_fields")):
         return None
-    said = _members(choice)
-    delta = said.get("delta")
-    if not isinstance(delta, BaseModel) or any(said.get(name) is not None for name in _OF_CHOICES):
-        return None
-    said = _members(delta)
-    words = said.get("content")
-    return words if isinstance(words, str) and list(said.values()).count(None) == len(said) - 1 else None
+    return _words_of(choices[0])
 
 
 def collected(response: Any) -> list[Any]:
@@ -83,14 +84,32 @@ def without_usage(chunk: Any) -> list[Any]:
     return [_with_usage(chunk, None)]
 
 
-def _members(model: BaseModel) -> dict[str, Any]:
-    return {**model.__dict__, **(model.__pydantic_extra__ or _NOTHING)}
+def _words_of(choice: Any) -> str | None:
+    kind: type[BaseModel] = type(choice)
+    if not _is_choice(kind):
+        return None
+    said = {**choice.__dict__, **(choice.__pydantic_extra__ or _NOTHING)}
+    delta = said.get("delta")
+    if said.get("finish_reason") is not None or said.get("text") is not None or not isinstance(delta, BaseModel):
+        return None
+    said = {**delta.__dict__, **(delta.__pydantic_extra__ or _NOTHING)}
+    words = said.get("content")
+    return words if isinstance(words, str) and list(said.values()).count(None) == len(said) - 1 else None
 
 
 @lru_cache(1_024)
-def _keeps_its_own(kind: type[BaseModel], names: tuple[str, ...]) -> bool:
-    """Whether all that objects of a class say by these names is in themselves."""
-    return not any(answers.is_of_class(kind, name) for name in names)
+def _is_chunk(kind: type[BaseModel]) -> bool:
+    """Whether objects of a class keep themselves what matters here."""
+    return _keeps(kind, "usage", "service_tier") and _KEPT in kind.__private_attributes__
+
+
+@lru_cache(1_024)
+def _is_choice(kind: type[BaseModel]) -> bool:
+    return _keeps(kind, "finish_reason", "text")
+
+
+def _keeps(kind: type[BaseModel], *names: str) -> bool:
+    return issubclass(kind, BaseModel) and not any(answers.is_of_class(kind, name) for name in names)
 
 
 def _says_something(choice: Any) -> bool:

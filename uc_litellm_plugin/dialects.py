@@ -97,9 +97,9 @@ class ChatStream(Stream):
         self._given_id: Any = None
 
     def words_alone(self, chunk: Any) -> str | None:
-        if self.complete or get(chunk, "id") != self._given_id or (words := chunks.words_alone(chunk)) is None:
-            return None
-        self._texts.append(words)
+        words = None if self.complete else chunks.words_alone(chunk, self._given_id)
+        if words:
+            self._texts.append(words)
         return words
 
     def read(self, event: Any) -> bool:

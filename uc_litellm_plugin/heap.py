@@ -13,7 +13,7 @@ from collections.abc import Callable
 SAFE_ANYWHERE = sys.version_info >= (3, 12)
 
 _EVERY_S = 0.1
-_THRESHOLDS = (10_000, 20, 20)
+_THRESHOLDS = (20_000, 20, 20)
 # Where nobody waits, a full collection costs nobody anything.
 _IDLE_FULL = 5
 # Should the loop stand still, memory is worth more than the rest.

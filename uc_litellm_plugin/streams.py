@@ -77,7 +77,8 @@ class _Relay:
         """The client's events; the call has ended before the last of them."""
         try:
             async for chunk in self:
-                if self._is_mere_words(chunk):
+                if (words := self._stream.words_alone(chunk)) is not None:
+                    self._note(bool(words))
                     yield chunk
                     continue
                 for event in self._stream.split(chunk):
@@ -135,13 +136,6 @@ class _Relay:
         chunk = await asyncio.shield(self._reading)
         self._reading = None
         return chunk
-
-    def _is_mere_words(self, chunk: Any) -> bool:
-        """Take note of a chunk that brings words and nothing else; the client gets it as it is."""
-        if (words := self._stream.words_alone(chunk)) is None:
-            return False
-        self._note(bool(words))
-        return True
 
     async def _pass(self, event: Any) -> list[Any]:
         self._note(self._stream.read(event))

@@ -61,7 +61,7 @@ def test_a_chunk_of_words_says_nothing_else(words: str) -> None:
 @pytest.mark.parametrize("said", MORE.values(), ids=MORE)
 def test_a_chunk_that_says_more_is_read_closely(said: Any) -> None:
     """A look leaves alone whatever else a chunk has: an end, a usage, a tier, calls of tools, a second choice."""
-    assert chunks.words_alone(said) is None
+    assert chunks.words_alone(said, "chat-1") is None
 
 
 def test_a_member_of_the_class_is_not_overlooked() -> None:
@@ -72,7 +72,13 @@ def test_a_member_of_the_class_is_not_overlooked() -> None:
         def usage(self) -> Usage:
             return USAGE
 
-    assert chunks.words_alone(Computed(id="chat-1", choices=[choice(content="word")])) is None
+    assert chunks.words_alone(Computed(id="chat-1", choices=[choice(content="word")]), "chat-1") is None
+
+
+def test_a_chunk_of_another_answer_is_read_closely() -> None:
+    """Its id is the answer's from then on."""
+    assert chunks.words_alone(chunk("word"), "chat-1") == "word"
+    assert chunks.words_alone(chunk("word"), "chat-2") is None
 
 
 def test_the_first_chunk_and_those_after_the_usage_are_read_closely() -> None:

@@ -65,10 +65,10 @@ def test_a_finalizer_that_sets_context_variables_is_harmless(variables: int) -> 
 @pytest.mark.parametrize(
     ("counts", "idle", "generation"),
     [
-        ((10_000, 0, 0), True, None),
-        ((10_001, 0, 0), False, 0),
+        ((20_000, 0, 0), True, None),
+        ((20_001, 0, 0), False, 0),
         ((0, 21, 0), False, 1),
-        ((10_001, 21, 0), False, 1),
+        ((20_001, 21, 0), False, 1),
         ((0, 0, 6), False, None),
         ((0, 0, 6), True, 2),
         ((0, 0, 21), False, 2),
@@ -94,9 +94,9 @@ async def test_it_collects_and_gives_back() -> None:
     task = asyncio.create_task(heap.collect_between_steps(lambda: True))
     await asyncio.sleep(0)
     Cycle()
-    ballast: list[list[int]] = [[] for _ in range(15_000)]
+    ballast: list[list[int]] = [[] for _ in range(25_000)]
     await asyncio.wait_for(gone.wait(), 60)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert len(ballast) == 15_000
+    assert len(ballast) == 25_000
     assert gc.get_threshold() == before
