@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Lent: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
-# The pool closes connections that nobody uses (after five minutes); one that is at hand goes back to it when it was not
-# used for so long. Seconds.
+# All that is at hand goes back to the pool so often, since the pool closes what nobody uses for five minutes, which a
+# firewall may have forgotten, and renews what has served 50,000 statements. Seconds.
 _AT_HAND_S = 30.0
 
 
@@ -32,8 +32,8 @@ class Connections:
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         self._pool = pool
-        # The latest used last, each with the time of its return.
-        self._at_hand: list[tuple[Lent, float]] = []
+        # The latest used last.
+        self._at_hand: list[Lent] = []
         # Those that may be lent again: acquired since the others were expired.
         self._good: set[Lent] = set()
         self._is_closing = False
@@ -44,7 +44,7 @@ class Connections:
     async def lend(self) -> Lent:
         """A connection, which must be taken back; waits until there is one."""
         while self._at_hand:
-            connection, _ = self._at_hand.pop()
+            connection = self._at_hand.pop()
             if _is_open(connection):
                 return connection
             self._return(connection)
@@ -61,14 +61,14 @@ class Connections:
         if self._asking or self._is_closing or connection not in self._good or not _is_open(connection):
             self._return(connection)
             return
-        now = asyncio.get_running_loop().time()
-        self._at_hand.append((connection, now))
+        self._at_hand.append(connection)
         if self._tidying is None:
-            self._tidying = asyncio.get_running_loop().call_at(now + _AT_HAND_S, self._tidy)
+            self._tidying = asyncio.get_running_loop().call_later(_AT_HAND_S, self._let_go)
 
     async def expire(self) -> None:
         """Use none of the present connections again; those that are lent end with their statements."""
         await self._pool.expire_connections()
+        self._good.clear()
         self._let_go()
 
     async def close(self, timeout_s: float) -> None:
@@ -80,20 +80,12 @@ class Connections:
         except asyncio.TimeoutError:
             self._pool.terminate()
 
-    def _tidy(self) -> None:
-        now = asyncio.get_running_loop().time()
-        while self._at_hand and self._at_hand[0][1] + _AT_HAND_S <= now:
-            self._return(self._at_hand.pop(0)[0])
-        next_at = self._at_hand[0][1] + _AT_HAND_S if self._at_hand else None
-        self._tidying = None if next_at is None else asyncio.get_running_loop().call_at(next_at, self._tidy)
-
     def _let_go(self) -> None:
         if self._tidying is not None:
             self._tidying.cancel()
             self._tidying = None
-        self._good.clear()
         at_hand, self._at_hand = self._at_hand, []
-        for connection, _ in at_hand:
+        for connection in at_hand:
             self._return(connection)
 
     def _return(self, connection: Lent) -> None:
