@@ -95,16 +95,10 @@ def served_tier(answer: Any) -> str | None:
     said = get(answer, "service_tier") or get(get(answer, "usage"), "service_tier")
     if isinstance(said, str) and said:
         return said
-    traffic = traffic_of(answer)
-    return None if traffic is None else _TIERS_OF_TRAFFIC.get(traffic.upper(), "default")
-
-
-def traffic_of(answer: Any) -> str | None:
-    """Google's kind of traffic, None where an answer says nothing of it."""
     hidden = getattr(answer, "_hidden_params", None)
     fields = (hidden.get("provider_specific_fields") if isinstance(hidden, dict) else None) or {}
     traffic = fields.get("traffic_type")
-    return traffic if isinstance(traffic, str) else None
+    return _TIERS_OF_TRAFFIC.get(traffic.upper(), "default") if isinstance(traffic, str) else None
 
 
 def requests_left(response: Any) -> int | None:

@@ -37,7 +37,9 @@ def words_alone(chunk: Any, answer_id: Any) -> str | None:
     choices = said.get("choices")
     if said.get("usage") is not None or said.get("service_tier") is not None or said.get("id") != answer_id:
         return None
-    if type(choices) is not list or len(choices) != 1 or (kept and kept.get("provider_specific_fields")):
+    if type(choices) is not list or len(choices) != 1:
+        return None
+    if kept and (not isinstance(kept, dict) or kept.get("provider_specific_fields")):
         return None
     return _words_of(choices[0])
 

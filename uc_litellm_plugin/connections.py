@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Lent: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
-# All that is at hand goes back to the pool so often, since the pool closes what nobody uses for five minutes, which a
+# What is at hand goes back to the pool so often, since the pool closes what nobody uses for five minutes, which a
 # firewall may have forgotten, and renews what has served 50,000 statements. Seconds.
 _AT_HAND_S = 30.0
 
@@ -48,17 +48,22 @@ class Connections:
             if _is_open(connection):
                 return connection
             self._return(connection)
+        # One that connects while the others are expired is none of the good ones after it.
+        good = self._good
         self._asking += 1
         try:
             connection = await self._pool.acquire()
         finally:
             self._asking -= 1
-        self._good.add(connection)
+        good.add(connection)
         return connection
 
     def take_back(self, connection: Lent) -> None:
-        """For the next caller; whoever has an answer need not wait. One that is broken may come back, too."""
-        if self._asking or self._is_closing or connection not in self._good or not _is_open(connection):
+        """For the next caller, once; whoever has an answer need not wait.
+
+        One that broke goes to the pool, and so does one in the middle of a transaction, which the pool ends.
+        """
+        if self._asking or self._is_closing or connection not in self._good or not _is_clean(connection):
             self._return(connection)
             return
         self._at_hand.append(connection)
@@ -68,7 +73,7 @@ class Connections:
     async def expire(self) -> None:
         """Use none of the present connections again; those that are lent end with their statements."""
         await self._pool.expire_connections()
-        self._good.clear()
+        self._good = set()
         self._let_go()
 
     async def close(self, timeout_s: float) -> None:
@@ -94,6 +99,10 @@ class Connections:
         returning = asyncio.gather(self._pool.release(connection), return_exceptions=True)
         self._returning.add(returning)
         returning.add_done_callback(self._returning.discard)
+
+
+def _is_clean(connection: Lent) -> bool:
+    return _is_open(connection) and not connection.is_in_transaction()
 
 
 def _is_open(connection: Lent) -> bool:

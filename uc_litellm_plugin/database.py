@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -150,7 +150,7 @@ class Database:
             if is_in_step(error):
                 self._answers += 1
             else:
-                connection.terminate()  # Its answer was not read (a cancellation, too), so it cannot be used again.
+                _terminate(connection)  # Its answer was not read (a cancellation, too), so it cannot be used again.
             raise
         finally:
             connections.take_back(connection)
@@ -159,22 +159,41 @@ class Database:
         patience.ask()
         if patience.seconds <= self._timeout_s:
             return await statement(connection)
-        transaction = connection.transaction()
-        await transaction.start()
-        try:
+        async with _transaction(connection):
             await connection.execute(f"SET LOCAL statement_timeout = {_milliseconds(patience.seconds)}")
-            result = await statement(connection)
-        except BaseException as error:
-            if is_in_step(error):  # Otherwise the connection is of no use, and may never answer.
-                await transaction.rollback()
-            raise
-        await transaction.commit()
-        return result
+            return await statement(connection)
 
     def _connections(self) -> Connections:
         if self._open_connections is None:
             raise DatabaseUnavailable("The database is not open in this process (not yet, or no longer).")
         return self._open_connections
+
+
+@asynccontextmanager
+async def _transaction(connection: Lent) -> AsyncIterator[None]:
+    transaction = connection.transaction()
+    await _or_terminate(connection, transaction.start())
+    try:
+        yield
+    except BaseException as error:
+        if is_in_step(error):  # Otherwise the connection is of no use, and may never answer.
+            await _or_terminate(connection, transaction.rollback())
+        raise
+    await _or_terminate(connection, transaction.commit())
+
+
+async def _or_terminate(connection: Lent, step: Awaitable[None]) -> None:
+    """A step of a transaction; if it fails, nobody knows what the connection is in the middle of."""
+    try:
+        await step
+    except BaseException:
+        _terminate(connection)
+        raise
+
+
+def _terminate(connection: Lent) -> None:
+    with suppress(asyncpg.InterfaceError):  # It broke, and asyncpg took it back by itself.
+        connection.terminate()
 
 
 @asynccontextmanager

@@ -105,7 +105,7 @@ class LevelRows:
         modified
             The time of a file that was read at the start.
         age_s
-            How long ago the file changed, if it did so while it was watched. Seconds.
+            How long ago the file changed, if it did so while the worker ran. Seconds.
         """
         age = None if age_s is None else timedelta(seconds=age_s)
         outcome: Outcome = await self.database.fetchval(

@@ -27,7 +27,7 @@ from .settings import Settings, TierSettings
 from .vocabularies import Heads
 from .wish import Wish
 
-# Long texts are counted in threads of their own: settlements on their way to the outbox need the common ones.
+# Long texts are counted in threads of their own: attempts that LiteLLM prepares need the common ones.
 _COUNTERS = ThreadPoolExecutor(2, thread_name_prefix="uc-count")
 
 

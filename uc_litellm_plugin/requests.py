@@ -119,8 +119,9 @@ def check_body(endpoint: Endpoint, body: Body, extra_fields: frozenset[str]) -> 
     for field in body:
         _check_field(endpoint, field, extra_fields)
     check_model(body.get("model"))
-    for field in _LARGEST.keys() & body.keys():
-        whole_number(body, field, _LARGEST[field])
+    for field, most in _LARGEST.items():
+        if field in body:
+            whole_number(body, field, most)
     shapes.check(endpoint, body)
     if endpoint is RESPONSES:
         _check_caching(body)

@@ -244,8 +244,8 @@ class _Relay:
         """Read a stream for its usage, though nobody listens any more."""
         try:
             await asyncio.wait_for(self._read_until_complete(), self._drain_s)
-        except Exception as error:
-            # It is only for a better number: the estimate stands in for it.
+        except (Exception, asyncio.CancelledError) as error:
+            # It is only for a better number: the estimate stands in for it, and whoever cancelled this waits for that.
             logger.info("no usage after the client left: %s", type(error).__name__)
         finally:
             if self._reading is not None:

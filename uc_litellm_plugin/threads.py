@@ -8,6 +8,7 @@ with the one that has it; and a settlement on its way to the outbox would wait f
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +17,19 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FOR_DISKS = ThreadPoolExecutor(4, thread_name_prefix="uc-disk")
+
+def _made() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4, thread_name_prefix="uc-disk")
+
+
+def _renew() -> None:
+    """A forked process has the executor and none of its threads."""
+    global _FOR_DISKS
+    _FOR_DISKS = _made()
+
+
+_FOR_DISKS = _made()
+os.register_at_fork(after_in_child=_renew)
 
 
 async def aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

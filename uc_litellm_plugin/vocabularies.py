@@ -59,7 +59,7 @@ _ASCII_PATTERNS = {
     ),
 }
 
-# Not the common threads, which settlements on their way to the outbox need.
+# Not the common threads, which attempts that LiteLLM prepares need.
 _COUNTERS = ThreadPoolExecutor(2, thread_name_prefix="uc-estimate")
 
 

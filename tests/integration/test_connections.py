@@ -108,3 +108,44 @@ async def test_closing_waits_for_what_is_lent(pool: Pool) -> None:
     await asyncio.wait_for(closing, 30)
     assert pool.is_closing()
     assert pool.get_size() == 0
+
+
+async def test_one_that_broke_at_hand_is_not_lent(pool: Pool) -> None:
+    """The next caller has a connection that works."""
+    connections = Connections(pool)
+    broken = await pid(connections)
+    (at_hand,) = connections._at_hand
+    gone = asyncio.Event()
+    at_hand.add_termination_listener(lambda _: gone.set())
+    async with pool.acquire() as other:
+        await other.execute("SELECT pg_terminate_backend($1)", broken)
+    await asyncio.wait_for(gone.wait(), 30)
+    assert await pid(connections) != broken
+    await connections.close(5)
+
+
+async def test_one_in_a_transaction_is_not_lent(pool: Pool) -> None:
+    """What one caller began, the next one does not find: the pool ends it."""
+    connections = Connections(pool)
+    connection = await connections.lend()
+    await connection.execute("BEGIN")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await connection.execute("SELECT * FROM nowhere")
+    connections.take_back(connection)
+    connection = await connections.lend()
+    assert not connection.is_in_transaction()
+    connections.take_back(connection)
+    await connections.close(5)
+
+
+async def test_one_that_connects_while_others_expire_is_lent_once(pool: Pool) -> None:
+    """It may lead to where the others led."""
+    connections = Connections(pool)
+    asking = asyncio.create_task(connections.lend())
+    await asyncio.sleep(0)
+    await connections.expire()
+    first = await asking
+    old = await first.fetchval("SELECT pg_backend_pid()")
+    connections.take_back(first)
+    assert await pid(connections) != old
+    await connections.close(5)

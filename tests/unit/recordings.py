@@ -93,7 +93,9 @@ RECORDINGS = {"chat": chat, "responses": responses, "messages": messages}
 class Player:
     """Plays events, then ends, breaks or hangs."""
 
-    def __init__(self, events: Iterable[Any], error: Exception | None = None, hangs_before: int | None = None) -> None:
+    def __init__(
+        self, events: Iterable[Any], error: BaseException | None = None, hangs_before: int | None = None
+    ) -> None:
         self._events = list(events)
         self._error = error
         self._hangs_before = hangs_before

@@ -28,7 +28,15 @@ def served_by_google() -> ModelResponseStream:
     return made
 
 
+def kept_as(kept: Any) -> ModelResponseStream:
+    made = chunk("word")
+    made._hidden_params = kept
+    return made
+
+
 MORE: dict[str, Any] = {
+    "text": of(StreamingChoices(index=0, delta=Delta(content="word"), text="more")),
+    "something unknown": kept_as(["priority"]),
     "a role": of(choice(content="word", role="assistant")),
     "no words": of(choice()),
     "its end": of(choice("stop", content="word")),
@@ -73,6 +81,18 @@ def test_a_member_of_the_class_is_not_overlooked() -> None:
             return USAGE
 
     assert chunks.words_alone(Computed(id="chat-1", choices=[choice(content="word")]), "chat-1") is None
+
+
+def test_a_member_of_the_choices_class_is_not_overlooked() -> None:
+    """Nor is the end of an answer, where a release computes that."""
+
+    class Computed(StreamingChoices):  # type: ignore[misc]  # LiteLLM's class has no types we can see
+        @property
+        def text(self) -> str:
+            return "more"
+
+    computed = of(Computed(index=0, delta=Delta(content="word")))
+    assert chunks.words_alone(computed, "chat-1") is None
 
 
 def test_a_chunk_of_another_answer_is_read_closely() -> None:

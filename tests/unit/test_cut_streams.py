@@ -156,6 +156,17 @@ async def test_a_reasoning_model_is_not_read_on_for_ever(recording: Recording, t
 
 
 @all_dialects()
+@pytest.mark.parametrize("reasons", [False, True])
+async def test_a_source_that_is_cancelled(recording: Recording, reasons: bool, till: Till) -> None:
+    """What was delivered is charged, too, where the reading itself ends by a cancellation, as when the loop stops."""
+    player = Player(recording.events[: recording.complete], asyncio.CancelledError())
+    task = asyncio.ensure_future(all_of(playing(held_call(recording.endpoint, reasons=reasons), till, player)))
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert till.ending == ("settle", "estimate", 499)
+
+
+@all_dialects()
 async def test_a_provider_that_breaks_while_it_is_read_on(recording: Recording, till: Till) -> None:
     """An error after the client has left changes nothing but the number."""
     player = Player(recording.events[: recording.complete], ConnectionError(), hangs_before=3)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.samples import TERMS
 from uc_litellm_plugin import prices, pricing
-from uc_litellm_plugin.prices import Rates, Trigger
+from uc_litellm_plugin.prices import PriceEntry, Rates, Trigger
 from uc_litellm_plugin.pricing import CREDIT, Terms
 
 factors = st.decimals("0.01", "100", places=2)
@@ -112,6 +113,22 @@ def test_each_rate_counts_where_its_condition_can_be_met(trigger: Trigger, read:
         "search_context_cost_per_query": {"search_context_size_low": 50},
     }  # fmt: skip
     assert prices.dearest(entry, trigger) == Rates(Decimal(read), Decimal(wrote))
+
+
+def test_an_entry_knows_its_triggers_apart() -> None:
+    """What was found for one request is not taken for another that sets off something else."""
+    rates = {
+        "input_cost_per_token": 2, "output_cost_per_token": 4,
+        "input_cost_per_token_above_128k_tokens": 3, "output_cost_per_token_above_200k_tokens": 6,
+        "cache_creation_input_token_cost": 5, "input_cost_per_image_token": 7, "input_cost_per_audio_token": 8,
+        "input_cost_per_token_priority": 10, "output_cost_per_token_priority": 11,
+    }  # fmt: skip
+    entry, flags = PriceEntry(rates), (False, True)
+    sizes, tiers = (127_999, 128_000, 199_999, 200_000), (None, "flex", "priority")
+    triggers = [Trigger(*each) for each in product(sizes, flags, flags, flags, tiers)]
+    found = [prices.dearest(entry, trigger) for trigger in triggers]
+    assert found == [prices.dearest(dict(rates), trigger) for trigger in triggers]
+    assert len(set(found)) == 10
 
 
 @pytest.mark.parametrize("tier", ["ultrafast", "balanced", "decisions", "batches"])

@@ -80,6 +80,13 @@ def test_operators_may_add_fields() -> None:
     assert refusal(extra=frozenset({"a"}), b=1).param == "b"
 
 
+def test_the_same_body_is_refused_for_the_same_field() -> None:
+    """In every worker: which of several wrong numbers is named does not depend on how Python hashes names."""
+    with pytest.raises(BadRequest) as caught:
+        check(CHAT, frozenset({"best_of"}), best_of=0, n=0, max_completion_tokens=0, max_tokens=0)
+    assert caught.value.param == "max_tokens"
+
+
 @pytest.mark.parametrize("value", [0, -5, 10_000_001, 1.0, "5", True, False, [], {}, float("nan"), float("inf")])
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_a_cap_is_a_whole_number(field: str, value: Any) -> None:

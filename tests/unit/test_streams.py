@@ -64,6 +64,19 @@ async def test_a_settlement_that_takes_long_holds_the_last_word_back(recording: 
 
 
 @all_dialects()
+async def test_the_first_word_is_noted_once(recording: Recording, till: Till) -> None:
+    """When the first word passes by, and not before it: that is the time to the first token."""
+    call, noted, passed = held_call(recording.endpoint), [], 0
+    stream = streams.settled(
+        call, Player(recording.events), till.settlement, till.estimates, 1, lambda: noted.append(passed)
+    )
+    async for _ in stream:
+        passed += 1
+    assert noted == [recording.speaks[0]]
+    assert call.first_token is not None
+
+
+@all_dialects()
 async def test_closing_again_settles_nothing_more(recording: Recording, till: Till) -> None:
     """After its end a stream can be closed, and its call ended by other hooks, without a second record."""
     call = held_call(recording.endpoint)
