@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from bench import bare, processes, stock
 from tests.conftest import database_at
-from tests.proxy import Json, Proxy, deployment
+from tests.proxy import START_SECONDS, Json, Proxy, deployment
 from uc_litellm_plugin import api_keys, embedded, migrations, settings
 from uc_litellm_plugin.settings import Settings
 from uc_litellm_plugin.vault import new_sealing_key
@@ -42,6 +42,7 @@ _CALLBACKS = {
 }
 _ROOT = Path(__file__).parents[1]
 
+_SLOWED_START_S = 900.0
 _NO_LOG = {"LITELLM_LOG": "ERROR"}
 _RECOMMENDED = {**_NO_LOG, "DEFAULT_MAX_RETRIES": "0", "PYTHON_GC_THRESHOLD": "20000,50,50"}
 # What the tests' proxies have and a new installation has not.
@@ -58,6 +59,8 @@ class _Proxy(Proxy):
     """The command of the environment that it is given; quiet, it says nothing when it has started."""
 
     python = Path(sys.executable)
+    # A program that runs it, with its options.
+    under: Sequence[str] = ()
 
     def _start(self, env: dict[str, str], cwd: Path) -> subprocess.Popen[bytes]:
         env = {name: value for name, value in env.items() if value}
@@ -66,7 +69,7 @@ class _Proxy(Proxy):
         more = ["--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120"]
         with self.log_path.open("wb") as log:
             return subprocess.Popen(
-                [str(self.python), "-c", run, *where, *more], env=env, cwd=cwd, stdout=log, stderr=log,
+                [*self.under, str(self.python), "-c", run, *where, *more], env=env, cwd=cwd, stdout=log, stderr=log,
                 stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
@@ -123,10 +126,16 @@ class Stage:
 
     @contextmanager
     def running(
-        self, name: str, config: str = "", workers: int = 1, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        config: str = "",
+        workers: int = 1,
+        env: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
     ) -> Iterator[Contender]:
-        """One contender, started; `config` is the text of its `uc.yaml`."""
-        made = type("_Made", (_Proxy,), {"python": self._stock_python if name in (STOCK, QUIET) else _Proxy.python})
+        """One contender, started; `config` is the text of its `uc.yaml`, `under` a program that runs it."""
+        python = self._stock_python if name in (STOCK, QUIET) else _Proxy.python
+        made = type("_Made", (_Proxy,), {"python": python, "under": under})
         state = self._home / "state"
         given = {**_ENVIRONMENTS.get(name, _RECOMMENDED), **(env or {})}
         if name in (PLUGIN, TIMED):
@@ -143,7 +152,8 @@ class Stage:
         if name == BARE:
             given |= {bare.DATABASE: self.database_url, bare.USERS: str(len(self.keys))}
         began = time.perf_counter()
-        with made(self._config(name), given, workers=workers) as proxy:
+        patience_s = _SLOWED_START_S if under else START_SECONDS
+        with made(self._config(name), given, workers=workers, start_seconds=patience_s) as proxy:
             keys = self.keys if name in (PLUGIN, TIMED) else [proxy.master_key]
             yield Contender(name, proxy, keys, time.perf_counter() - began)
 

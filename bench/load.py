@@ -149,7 +149,7 @@ def run(url: str, keys: Sequence[str], *, streamed: bool, connections: int, seco
         gc.enable()
 
 
-def once_each(url: str, keys: Sequence[str], connections: int = 8) -> Slice:
-    """One plain request per API key."""
-    turns = iter(requests(urlsplit(url).netloc, keys, streamed=False))
+def once_each(url: str, keys: Sequence[str], connections: int = 8, *, streamed: bool = False) -> Slice:
+    """One request per API key."""
+    turns = iter(requests(urlsplit(url).netloc, keys, streamed))
     return uvloop.run(_run(url, turns, connections, float("inf")))
