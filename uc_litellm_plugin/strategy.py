@@ -12,7 +12,7 @@ from typing import Any
 import litellm
 from litellm.types.router import CustomRoutingStrategyBase
 
-from . import injection, metrics, stored_responses
+from . import injection, metrics, stored_responses, usage_counts
 from .call import CURRENT, Call
 from .plan import OWN_KEY_MARK, Candidate
 from .refusals import Refused
@@ -186,6 +186,7 @@ def _set_up(router: Any) -> None:
     # LiteLLM's errors would name deployments and the hops of our plan to clients.
     litellm.expose_router_debug_in_errors = False
     logger.info("litellm_settings.expose_router_debug_in_errors is false: errors do not list deployments and hops")
+    usage_counts.install(router)
     logger.info("the power-level strategy decides who answers")
 
 
