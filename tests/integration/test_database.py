@@ -111,6 +111,18 @@ async def test_a_call_may_ask_for_more_time(settings: Settings) -> None:
         assert await db.fetchval("SHOW statement_timeout") == "900ms"
 
 
+async def test_a_connection_whose_commit_failed_is_not_used_again(settings: Settings) -> None:
+    """What a transaction's end has refused leaves a connection of which nobody knows the state: it is closed."""
+    async with Database(with_timeout(settings, 1, pool_size=1)) as db:
+        await db.execute("CREATE TABLE one_each (number integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        before = await db.fetchval("SELECT pg_backend_pid()")
+        with pytest.raises(DatabaseError):
+            await db.execute("INSERT INTO one_each VALUES (1), (1)", timeout=60)
+        assert await db.fetchval("SELECT count(*) FROM one_each") == 0
+        assert await db.fetchval("SELECT pg_backend_pid()") != before
+        await db.execute("DROP TABLE one_each")
+
+
 async def test_waiting_while_nobody_is_answered(settings: Settings) -> None:
     """When all connections are busy and none comes back, a call gives up after its timeout."""
     async with Database(with_timeout(settings, 60, pool_size=1)) as db, observer(url_of(settings)) as other:
