@@ -22,10 +22,26 @@ from fastapi import Request
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
 
-DATABASE, USERS = "BENCH_BARE_DATABASE", "BENCH_BARE_USERS"
+DATABASE, USERS, STATEMENTS = "BENCH_BARE_DATABASE", "BENCH_BARE_USERS", "BENCH_BARE_STATEMENTS"
 
-_HOLD = "SELECT * FROM hold_credits($1, $2, $3, $4, make_interval(secs => $5), $6, $7)"
-_SETTLE = "SELECT * FROM settle_credits($1)"
+# The ledger's own functions, and the least that can be committed: a number in a row of two columns.
+LEDGER, LEAST = "ledger", "least"
+LEAST_TABLE = (
+    "CREATE TABLE bench_commits AS SELECT 'bench-' || n AS user_id, 0 AS number FROM generate_series(1, {}) AS n"
+)
+LEAST_KEY = "ALTER TABLE bench_commits ADD PRIMARY KEY (user_id)"
+_HOLD, _SETTLE = {
+    LEDGER: (
+        "SELECT * FROM hold_credits($1, $2, $3, $4, make_interval(secs => $5), $6, $7)",
+        "SELECT * FROM settle_credits($1)",
+    ),
+    LEAST: (
+        "UPDATE bench_commits SET number = number + 1 WHERE user_id = $2"
+        " RETURNING $1::uuid, $3::numeric, $4::numeric, $5::float8, $6::text, $7::jsonb",
+        "UPDATE bench_commits SET number = number + 1"
+        " WHERE user_id = ANY (ARRAY(SELECT value ->> 'user_id' FROM jsonb_array_elements($1)))",
+    ),
+}[os.environ.get(STATEMENTS, LEDGER)]
 _CHARGE = "0.0011"
 _USAGE = {
     "provider": "openai", "model": "openai/gpt-4o-mini", "model_group": "gpt-4o-mini", "power_level": "balanced",

@@ -2,7 +2,8 @@
 
 `stock` is what `pip install 'litellm[proxy]'` gives, and `quiet` the same with its log switched off; `tuned` is stock
 with all settings that docs/performance.md recommends (no log is one of them); `bare` is that with callbacks that wait
-for two commits and do nothing else (`bench.bare`); `plugin` is tuned with the plugin and a PostgreSQL beside it, as
+for two commits and do nothing else (`bench.bare`), and `commits` the same with the least that can be committed in place
+of the ledger's statements; `plugin` is tuned with the plugin and a PostgreSQL beside it, as
 `uc-litellm serve` runs it.
 """
 
@@ -30,13 +31,15 @@ from uc_litellm_plugin import api_keys, embedded, migrations, settings
 from uc_litellm_plugin.settings import Settings
 from uc_litellm_plugin.vault import new_sealing_key
 
-STOCK, QUIET, TUNED, BARE, PLUGIN = "stock", "quiet", "tuned", "bare", "plugin"
+STOCK, QUIET, TUNED, COMMITS, BARE, PLUGIN = "stock", "quiet", "tuned", "commits", "bare", "plugin"
 # The plugin with a clock around each of its functions (`bench.timings`).
 TIMED = "timed"
 NAMES = (STOCK, TUNED, PLUGIN)
 
+_BARE = ("bench.bare.handler", "bench.bare.user_api_key_auth")
 _CALLBACKS = {
-    BARE: ("bench.bare.handler", "bench.bare.user_api_key_auth"),
+    COMMITS: _BARE,
+    BARE: _BARE,
     PLUGIN: ("uc_litellm_plugin.proxy_handler_instance", "uc_litellm_plugin.user_api_key_auth"),
     TIMED: ("bench.timings.proxy_handler_instance", "bench.timings.user_api_key_auth"),
 }
@@ -147,10 +150,15 @@ class Stage:
             written = Path(tempfile.mkdtemp(dir=self._home), "uc.yaml")
             written.write_text(config)
             given["UC_CONFIG"] = str(written)
-        if name in (BARE, TIMED):
+        if name in (COMMITS, BARE, TIMED):
             given |= {"PYTHONPATH": str(_ROOT)}
-        if name == BARE:
-            given |= {bare.DATABASE: self.database_url, bare.USERS: str(len(self.keys))}
+        if name in (COMMITS, BARE):
+            statements = bare.LEAST if name == COMMITS else bare.LEDGER
+            given |= {
+                bare.DATABASE: self.database_url,
+                bare.USERS: str(len(self.keys)),
+                bare.STATEMENTS: statements,
+            }
         began = time.perf_counter()
         patience_s = _SLOWED_START_S if under else START_SECONDS
         with made(self._config(name), given, workers=workers, start_seconds=patience_s) as proxy:
@@ -186,7 +194,7 @@ def stage(provider: str, users: int) -> Iterator[Stage]:
 
 async def _fill(url: str, keys: Sequence[str]) -> None:
     connection = await asyncpg.connect(url, server_settings={"search_path": "uc"})
-    for statement in (_ACCOUNTS, _CREDITS):
+    for statement in (_ACCOUNTS, _CREDITS, bare.LEAST_TABLE, bare.LEAST_KEY):
         await connection.execute(statement.format(len(keys)))
     owners = [f"bench-{n}" for n in range(1, len(keys) + 1)]
     hashes = [api_keys.hash_key(key) for key in keys]

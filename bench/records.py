@@ -39,9 +39,9 @@ class Record:
 
 
 # In which tables and plots name contenders.
-ORDER = ("stock", "quiet", "tuned", "bare", "plugin")
+ORDER = ("stock", "quiet", "tuned", "commits", "bare", "plugin")
 # What is compared beside all with the base.
-_PAIRS = (("plugin", "quiet"), ("bare", "tuned"), ("plugin", "tuned"))
+_PAIRS = (("plugin", "quiet"), ("commits", "tuned"), ("bare", "tuned"), ("plugin", "tuned"), ("plugin", "bare"))
 
 FIGURES: dict[str, Callable[[Record], float]] = {
     "requests/s": lambda each: each.per_second,

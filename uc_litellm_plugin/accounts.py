@@ -215,7 +215,7 @@ class Accounts:
         if row is None:
             return None
         account = _account(row)
-        name, role = intern(row["key_name"]), intern(row["role"])
+        name, role = row["key_name"], intern(row["role"])
         return ApiKey(str(row["key_id"]), key_hash, name, role, account, row["is_active"], row["expires_at"])
 
     async def _load_provider_keys(self, user_id: str) -> tuple[ProviderKey, ...]:

@@ -47,13 +47,18 @@ def check() -> None:
 
 def unfit_release(version: str) -> Iterator[str]:
     """What is wrong with a release as such; one that is newer than those that were tested is only warned of."""
-    release = tuple(int(part) for part in version.split(".")[:2])
-    if release < OLDEST:
+    installed = release(version)
+    if installed < OLDEST:
         yield f"litellm {version}: expected {_dotted(OLDEST)} or newer; older ones fail this plugin's tests"
-    elif release == COMPROMISED:
+    elif installed == COMPROMISED:
         yield f"litellm {version}: expected any other release; {_dotted(COMPROMISED)} was compromised"
-    elif release > NEWEST:
+    elif installed > NEWEST:
         logger.warning("LiteLLM %s is newer than %s, the newest that was tested", version, _dotted(NEWEST))
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def moved_parts(parts: Iterable[Part]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`python -m tests.versions`: the acceptance tests on the oldest, a middle and the newest supported release of LiteLLM.
+"""`python -m tests.versions`: acceptance tests, and a few of units, on the oldest, a middle and the newest LiteLLM.
 
 Each release gets an environment of its own under build/. Oldest and newest are those that pyproject.toml allows and the
 package index has all requirements of; the newest that is published is tested, too, over the requirements of the newest
@@ -22,6 +22,8 @@ from tests.versions.environments import CHECKOUT, Environment, bounds, chosen, n
 SHORT = ("test_exact.py", "test_faults.py", "test_refusals.py", "test_routes.py", "test_power_router.py",
          "test_idempotency.py", "test_head_start.py", "test_contract.py")  # fmt: skip
 PLACE = "tests/acceptance"
+# What we know of the inside of LiteLLM's objects.
+UNITS = ("tests/unit/test_chunks.py", "tests/unit/test_usage_counts.py")
 
 
 def main() -> int:
@@ -51,7 +53,7 @@ def seen(environment: Environment) -> dict[str, dict[str, str]]:
 
 def tested(environment: Environment, everything: bool, more: Sequence[str]) -> str:
     """Run the acceptance tests on a release; pytest's last line in short, and where its output is."""
-    files = [PLACE] if everything else [f"{PLACE}/{name}" for name in SHORT]
+    files = [*UNITS, *([PLACE] if everything else [f"{PLACE}/{name}" for name in SHORT])]
     began, log = time.monotonic(), environment.directory / "tests.txt"
     with log.open("w") as output:
         command = [str(environment.python), "-m", "pytest", "-p", "no:cacheprovider", *files, *more]

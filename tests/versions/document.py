@@ -27,7 +27,7 @@ def tables(facts: Facts, results: Mapping[str, str]) -> str:
     hooks = _rows(facts, "parts", lambda name: ".CustomLogger." in name)
     parts = _rows(facts, "parts", lambda name: ".CustomLogger." not in name)
     routes = _rows(facts, "routes", lambda name: True)
-    tests = [["acceptance tests", *(results.get(version, "not run") for version in versions)]]
+    tests = [["tests", *(results.get(version, "not run") for version in versions)]]
     return "\n\n".join(
         [_table(["hooks", *versions], _short(hooks)), _table(["routes", *versions], routes),
          _table(["other parts that differ or are missing", *versions], _differing(parts)),
