@@ -1,8 +1,9 @@
 """What the plugin costs: `python -m bench.ab`, and `python -m bench.ab --short` for a try of a few minutes.
 
-The stock proxy, stock without its log, stock with our recommended settings, that with two bare commits per call, and
-the proxy with the plugin run side by side over the same provider and answer in turn: in each round every mix of
-connections and streaming is put to all of them, in random order.
+The stock proxy, stock without its log, stock with our recommended settings, that with two commits per call (of the
+least that can be committed, and of the ledger's own), and the proxy with the plugin run side by side over the same
+provider and answer in turn: in each round every mix of connections and streaming is put to all of them, in random
+order.
 Each slice is compared with stock's of the same round, so that a machine that slows down slows all. Printed are medians
 of these ratios with their quartiles; `--records` keeps every slice, and slices of earlier sittings in that file count.
 """

@@ -2,8 +2,8 @@
 
 One statement holds before the provider is called, one settles before the answer ends, both while LiteLLM goes on as far
 as it can; settlements under way travel together, and each connection stays with whoever uses it. Nothing is identified,
-checked, counted, planned, priced, measured, or kept when PostgreSQL is away. The proxy that `contenders.BARE` starts
-loads this module.
+checked, counted, planned, priced, measured, or kept when PostgreSQL is away. The proxies of `contenders.BARE` and
+`contenders.COMMITS` load this module; what they commit is the difference.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 `stock` is what `pip install 'litellm[proxy]'` gives, and `quiet` the same with its log switched off; `tuned` is stock
 with all settings that docs/performance.md recommends (no log is one of them); `bare` is that with callbacks that wait
 for two commits and do nothing else (`bench.bare`), and `commits` the same with the least that can be committed in place
-of the ledger's statements; `plugin` is tuned with the plugin and a PostgreSQL beside it, as
-`uc-litellm serve` runs it.
+of the ledger's statements; `plugin` is tuned with the plugin and a PostgreSQL beside it, as `uc-litellm serve` runs it.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.clock import Clock
 from uc_litellm_plugin import changes
 from uc_litellm_plugin import settings as settings_module
 from uc_litellm_plugin.database import Database
@@ -25,16 +26,6 @@ from uc_litellm_plugin.worker import Worker
 SETTINGS = HealthSettings(window_s=60, down_after=3, degraded_below=90, probe_after_s=3)
 OPENAI = ("openai", "gpt-1")
 SECOND = ("openai", "gpt-2")
-
-
-class Clock:
-    """Monotonic seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Flaky(Database):

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from tests.clock import Clock
 from tests.unit.samples import candidate
 from tests.unit.test_injection import own_key
 from uc_litellm_plugin import key_health
@@ -18,20 +19,13 @@ class Unauthorized(Exception):
     status_code = 401
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def own(deployment: str = "d1") -> Candidate:
     return dataclasses.replace(candidate(f"{deployment}{OWN_KEY_MARK}"), own_key=own_key())
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

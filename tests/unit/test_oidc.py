@@ -15,6 +15,7 @@ import httpx
 import jwt
 import pytest
 
+from tests.clock import Clock
 from tests.issuer import DISCOVERY, KEYS, Issuer, Json, entry, key, public_pem
 from uc_litellm_plugin import oidc
 from uc_litellm_plugin.claims import Login
@@ -23,16 +24,6 @@ from uc_litellm_plugin.oidc import LONGEST_TOKEN, Tokens
 from uc_litellm_plugin.settings import IssuerSettings
 
 URL = "https://sso.example.com/realms/acme"
-
-
-class Clock:
-    """Time that passes when told to."""
-
-    def __init__(self, at: float) -> None:
-        self.at = at
-
-    def __call__(self) -> float:
-        return self.at
 
 
 @pytest.fixture
@@ -75,14 +66,14 @@ async def reason(checking: Tokens, token: str, caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize("kid", ["rsa-1", "ec-1"])
 async def test_a_good_token(issuer: Issuer, kid: str) -> None:
     """A token of either algorithm says who it is, and is remembered until it expires."""
-    now = Clock(time.time())
-    checking = Tokens([settings()], issuer.client(), now)
+    clock = Clock(time.time())
+    checking = Tokens([settings()], issuer.client(), clock)
     token = issuer.token(kid)
     assert checking.remembered(token) is None
     login = await checking.check(token)
     assert (login.user_id, login.role, login.tier, login.app) == ("ann", "user", None, "web")
     assert checking.remembered(token) is login
-    now.at = login.expires_at
+    clock.now = login.expires_at
     assert checking.remembered(token) is None
 
 
@@ -238,7 +229,7 @@ async def test_a_flood_of_unknown_keys(issuer: Issuer, clock: Clock) -> None:
             with pytest.raises(Unauthorized):
                 await checking.check(token)
         assert issuer.asked[KEYS] == issuer.asked[DISCOVERY] == interval + 1
-        clock.at += 10
+        clock.now += 10
 
 
 async def test_rotated_keys(issuer: Issuer, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -247,11 +238,11 @@ async def test_rotated_keys(issuer: Issuer, clock: Clock, caplog: pytest.LogCapt
     old = issuer.token("rsa-1")
     await checking.check(old)
     issuer.keys = [entry("rsa-2"), *issuer.keys]
-    clock.at += 10
+    clock.now += 10
     assert (await checking.check(issuer.token("rsa-2"))).user_id == "ann"
     assert checking.remembered(old) is not None
     issuer.keys = [entry("rsa-2")]
-    clock.at += 301
+    clock.now += 301
     assert checking.remembered(old) is not None
     await until(lambda: issuer.asked[KEYS] == 3 and checking.remembered(old) is None)
     assert await reason(checking, old, caplog) == "unknown key"
@@ -263,7 +254,7 @@ async def test_a_key_that_changes_under_its_name(issuer: Issuer, clock: Clock) -
     old = issuer.token("rsa-1")
     await checking.check(old)
     issuer.keys = [{**entry("rsa-2"), "kid": "rsa-1"}]
-    clock.at += 301
+    clock.now += 301
     await until(lambda: checking.remembered(old) is None)
     with pytest.raises(Unauthorized):
         await checking.check(old)
@@ -279,12 +270,12 @@ async def test_the_issuer_is_away(issuer: Issuer, clock: Clock) -> None:
     assert caught.value.headers["retry-after"] == "10"
     assert issuer.asked[DISCOVERY] == 1
     issuer.down = False
-    clock.at += 10
+    clock.now += 10
     await checking.check(issuer.token())
     issuer.down = True
     for _ in range(10):
-        clock.at += 10_000
-        assert (await checking.check(issuer.token(jti=str(clock.at)))).user_id == "ann"
+        clock.now += 10_000
+        assert (await checking.check(issuer.token(jti=str(clock.now)))).user_id == "ann"
     with pytest.raises(Unauthorized):
         await checking.check(issuer.token("rsa-2"))
 

@@ -6,19 +6,11 @@ import ipaddress
 
 import pytest
 
+from tests.clock import Clock
 from uc_litellm_plugin import throttle
 from uc_litellm_plugin.errors import TooManyRequests
 from uc_litellm_plugin.settings import LimitSettings
 from uc_litellm_plugin.throttle import Buckets, Throttle, client_address
-
-
-class Clock:
-    """Time that passes when told to."""
-
-    at = 1000.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def test_guesses_from_one_address(clock: Clock) -> None:
         fail(checking, "1.2.3.4", f"{n}" * 40)
     assert refused(checking, "1.2.3.4", "x" * 40) == "10"
     assert refused(checking, "1.2.3.5", "x" * 40) is None
-    clock.at += 10
+    clock.now += 10
     fail(checking, "1.2.3.4", "y" * 40)
     assert refused(checking, "1.2.3.4", "x" * 40) == "10"
 
@@ -84,7 +76,7 @@ def test_what_was_under_way_is_owed(clock: Clock) -> None:
     for guess in guesses:
         checking.wrong(guess)
     assert refused(checking, "1.2.3.4", "x" * 40) == "50"
-    clock.at += 10_000
+    clock.now += 10_000
     assert refused(checking, "1.2.3.4", "x" * 40) is None
 
 
@@ -97,7 +89,7 @@ def test_requests(clock: Clock) -> None:
         checking.pace("user ann")
     assert (caught.value.status, caught.value.headers["retry-after"]) == (429, "10")
     checking.pace("user bob")
-    clock.at += 10
+    clock.now += 10
     checking.pace("user ann")
 
 

@@ -11,6 +11,7 @@ import litellm
 import pytest
 from litellm import Router
 
+from tests.clock import Clock
 from uc_litellm_plugin import strategy, usage_counts
 from uc_litellm_plugin.contract import release
 from uc_litellm_plugin.strategy import Strategy
@@ -19,15 +20,6 @@ from uc_litellm_plugin.usage_counts import UsageCounts
 REMEMBERS = release(metadata.version("litellm")) >= (1, 109)
 where_it_is_used = pytest.mark.skipif(REMEMBERS, reason="this LiteLLM remembers by itself")
 COUNT = "_increment_deployment_usage"
-
-
-class Clock:
-    """Monotonic seconds that pass when told to."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def deployment(number: str, group: str = "group", **params: Any) -> dict[str, Any]:
