@@ -3,15 +3,16 @@
 The stock proxy, stock without its log, stock with our recommended settings, that with two commits per call (of the
 least that can be committed, and of the ledger's own), and the proxy with the plugin run side by side over the same
 provider and answer in turn: in each round every mix of connections and streaming is put to all of them, in random
-order.
-Each slice is compared with stock's of the same round, so that a machine that slows down slows all. Printed are medians
-of these ratios with their quartiles; `--records` keeps every slice, and slices of earlier sittings in that file count.
+order. Each slice is compared with stock's of the same round, so that a machine that slows down slows all; and since two
+starts of one proxy differ, too, there are several sittings, each with processes of its own. Printed are medians of all
+ratios with their quartiles; `--records` keeps every slice, and what an earlier run left in that file counts.
 """
 
 from __future__ import annotations
 
 import random
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,11 +38,19 @@ def headroom(url: str, seconds: float) -> list[str]:
     return [records.row(["directly at the provider", "requests/s", "load generator's CPU"]), records.rule(3), *rows]
 
 
+def asked(one: Contender, streamed: bool, connections: int, seconds: float) -> load.Slice:
+    """A slice of load; where that fails it is said of whom, and what the proxy's log ends with."""
+    try:
+        return load.run(one.proxy.url, one.keys[:USERS], streamed=streamed, connections=connections, seconds=seconds)
+    except (load.LoadFailed, OSError) as fault:
+        raise load.LoadFailed(f"{one.name}: {fault}\n{one.proxy.tail()}") from fault
+
+
 def measure(one: Contender, stage: Stage, provider: int, streamed: bool, connections: int, seconds: float) -> Record:
     """One slice, and what it cost whom."""
     watched = {"worker": [one.worker], "postgres": stage.postgres(), "provider": [provider]}
     before = {name: processes.cpu_s(pids) for name, pids in watched.items()}
-    slice_ = load.run(one.proxy.url, one.keys[:USERS], streamed=streamed, connections=connections, seconds=seconds)
+    slice_ = asked(one, streamed, connections, seconds)
     used = {name: processes.cpu_s(pids) - before[name] for name, pids in watched.items()}
     return Record(
         one.name, streamed, connections, slice_.seconds, len(slice_.milliseconds), slice_.quantile(0.5),
@@ -49,21 +58,37 @@ def measure(one: Contender, stage: Stage, provider: int, streamed: bool, connect
     )  # fmt: skip
 
 
-def load_phase(stage: Stage, provider: int, rounds: int, seconds: float, dice: random.Random) -> list[Record]:
-    """All rounds."""
-    kept = []
+def sitting(number: int, stage: Stage, provider: int, rounds: int, seconds: float, dice: random.Random) -> list[Record]:
+    """All rounds over one set of processes."""
+    found = []
     with ExitStack() as stack:
         running = [stack.enter_context(stage.running(name)) for name in records.ORDER]
         for one in running:
             for streamed, connections in MIXES:
-                load.run(one.proxy.url, one.keys[:USERS], streamed=streamed, connections=connections, seconds=seconds)
-        for number in range(rounds):
+                asked(one, streamed, connections, seconds)
+        for turn in range(rounds):
             for streamed, connections in dice.sample(MIXES, len(MIXES)):
                 for one in dice.sample(running, len(running)):
                     record = measure(one, stage, provider, streamed, connections, seconds)
-                    record.round = str(number)
-                    kept.append(record)
-    return kept
+                    found.append(replace(record, sitting=number, round=turn))
+    return found
+
+
+def load_phase(
+    stage: Stage, provider: int, sittings: int, rounds: int, seconds: float, dice: random.Random, file: Path | None
+) -> list[Record]:
+    """All sittings, each kept when it has ended; one in which a proxy fails is told of and does not count."""
+    found: list[Record] = []
+    for number in range(sittings):
+        try:
+            ended = sitting(number, stage, provider, rounds, seconds, dice)
+        except load.LoadFailed as fault:
+            typer.echo(f"sitting {number} broke off and does not count: {fault}\n")
+            continue
+        found += ended
+        if file:
+            records.keep(file, ended)
+    return found
 
 
 def memory_phase(stage: Stage, users: int, warm_up: int) -> list[str]:
@@ -95,18 +120,19 @@ def start_phase(stage: Stage, times: int, dice: random.Random) -> list[str]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Rounds of all mixes.")] = 16,
+    sittings: Annotated[int, typer.Option(help="How often all proxies are started.")] = 6,
+    rounds: Annotated[int, typer.Option(help="Rounds of all mixes in each sitting.")] = 3,
     seconds: Annotated[float, typer.Option(help="Length of a slice.")] = 1.5,
     many: Annotated[int, typer.Option("--users", help="Users whose calls fill the memory.")] = 10_000,
     starts: Annotated[int, typer.Option(help="Starts of each side.")] = 5,
-    short: Annotated[bool, typer.Option(help="Two rounds, 300 users, one start: to see that it works.")] = False,
+    short: Annotated[bool, typer.Option(help="One sitting, two rounds, 300 users, one start: a try.")] = False,
     only: Annotated[list[str], typer.Option(help="Some of these; `report` prints what --records has.")] = PHASES,
     kept: Annotated[Path | None, typer.Option("--records", help="Keep slices in this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plot here (PNG).")] = None,
     seed: Annotated[int, typer.Option(help="Of the order.")] = 1,
 ) -> None:
     """Print the tables."""
-    rounds, many, starts = (2, 300, 1) if short else (rounds, many, starts)
+    sittings, rounds, many, starts = (1, 2, 300, 1) if short else (sittings, rounds, many, starts)
     dice = random.Random(seed)  # noqa: S311
     typer.echo(f"{records.machine()}\nseed {seed}\n")
     found: list[Record] = []
@@ -114,12 +140,12 @@ def main(
         with ProviderProcess() as provider, contenders.stage(provider.url, max(USERS, many)) as stage:
             if "load" in only:
                 echo(headroom(provider.url, seconds))
-                found = load_phase(stage, provider.pid, rounds, seconds, dice)
+                found = load_phase(stage, provider.pid, sittings, rounds, seconds, dice, kept)
             if "memory" in only:
                 echo(memory_phase(stage, many, many // 10))
             if "start" in only:
                 echo(start_phase(stage, starts, dice))
-    everything = records.kept(kept, found) if kept else found
+    everything = records.kept(kept) if kept else found
     if everything:
         echo(records.tables(everything, STOCK))
     if everything and plot:

@@ -49,6 +49,8 @@ _NO_LOG = {"LITELLM_LOG": "ERROR"}
 _RECOMMENDED = {**_NO_LOG, "DEFAULT_MAX_RETRIES": "0", "PYTHON_GC_THRESHOLD": "20000,50,50"}
 # What the tests' proxies have and a new installation has not.
 _UNSET = {"LITELLM_LOG": "", "PYTHONUNBUFFERED": ""}
+# Should one die, its log says where it was.
+_TOLD = {"PYTHONFAULTHANDLER": "1"}
 _ENVIRONMENTS = {STOCK: _UNSET, QUIET: {**_UNSET, **_NO_LOG}}
 
 _ACCOUNTS = "SELECT create_account('bench-' || n, 'starter') FROM generate_series(1, {}) AS n"
@@ -139,7 +141,7 @@ class Stage:
         python = self._stock_python if name in (STOCK, QUIET) else _Proxy.python
         made = type("_Made", (_Proxy,), {"python": python, "under": under})
         state = self._home / "state"
-        given = {**_ENVIRONMENTS.get(name, _RECOMMENDED), **(env or {})}
+        given = {**_ENVIRONMENTS.get(name, _RECOMMENDED), **_TOLD, **(env or {})}
         if name in (PLUGIN, TIMED):
             given |= {
                 "UC_STATE_DIR": str(state),

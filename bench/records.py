@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +27,13 @@ class Record:
     postgres_s: float
     provider_s: float
     load_s: float
-    round: str = ""
+    sitting: int = 0
+    round: int = 0
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """What it shares with the slices that it is compared with."""
+        return self.sitting, self.round
 
     @property
     def mix(self) -> tuple[bool, int]:
@@ -50,29 +56,32 @@ FIGURES: dict[str, Callable[[Record], float]] = {
 }
 
 
-def kept(file: Path, found: list[Record]) -> list[Record]:
-    """Adds the slices of this sitting to those in the file, and returns them all."""
-    earlier = [Record(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-    sitting = len({each.round.split("-")[0] for each in earlier})
-    for each in found:
-        each.round = f"{sitting}-{each.round}"
-    file.write_text("".join(json.dumps(asdict(each)) + "\n" for each in [*earlier, *found]))
-    return [*earlier, *found]
+def kept(file: Path) -> list[Record]:
+    """The slices of all sittings in a file; none where there is no file."""
+    return [Record(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def keep(file: Path, found: Sequence[Record]) -> None:
+    """Add a sitting's slices to those in a file."""
+    sitting = len({each.sitting for each in kept(file)})
+    with file.open("a") as end:
+        end.writelines(json.dumps(asdict(replace(each, sitting=sitting))) + "\n" for each in found)
 
 
 def ratios(found: Sequence[Record], base: str, name: str, mix: tuple[bool, int], figure: str) -> list[float]:
     """A contender's figure by the base's, of the same round each."""
     value = FIGURES[figure]
-    of_base = {each.round: value(each) for each in found if each.name == base and each.mix == mix}
-    return [value(each) / of_base[each.round] for each in found if each.name == name and each.mix == mix]
+    of_base = {each.turn: value(each) for each in found if each.name == base and each.mix == mix}
+    return [value(each) / of_base[each.turn] for each in found if each.name == name and each.mix == mix]
 
 
 def tables(found: Sequence[Record], base: str) -> list[str]:
     """Ratios with their spread, then CPU per request, then what was measured itself."""
     mixes, names = sorted({each.mix for each in found}), measured(found)
-    rounds = len({each.round for each in found})
+    rounds, sittings = len({each.turn for each in found}), len({each.sitting for each in found})
     pairs = [(name, base) for name in names if name != base] + [pair for pair in _PAIRS if {*pair} <= {*names}]
-    lines = [row([f"ratio, {rounds} rounds", "figure", *(mix(*each) for each in mixes)]), rule(len(mixes) + 2)]
+    heading = [f"ratio, {rounds} rounds in {sittings} sittings", "figure", *(mix(*each) for each in mixes)]
+    lines = [row(heading), rule(len(heading))]
     for name, against in pairs:
         for figure in FIGURES:
             cells = [spread(ratios(found, against, name, each, figure)) for each in mixes]
@@ -82,8 +91,8 @@ def tables(found: Sequence[Record], base: str) -> list[str]:
 
 def measured(found: Sequence[Record]) -> list[str]:
     """The contenders of all sittings; those that were not measured in each cannot be compared."""
-    rounds = {each.round for each in found}
-    return [name for name in ORDER if {each.round for each in found if each.name == name} == rounds]
+    turns = {each.turn for each in found}
+    return [name for name in ORDER if {each.turn for each in found if each.name == name} == turns]
 
 
 def absolutes(found: Sequence[Record], mixes: Sequence[tuple[bool, int]], names: Sequence[str]) -> list[str]:
@@ -118,13 +127,14 @@ def plot(found: Sequence[Record], base: str, file: Path) -> None:
     from matplotlib import pyplot
 
     mixes, names = sorted({each.mix for each in found}), measured(found)
+    shown = [name for name in names if name != base]
     figure, panes = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
     for pane, what in zip(panes, ("requests/s", "p50"), strict=True):
-        for place, name in enumerate(name for name in names if name != base):
+        for place, name in enumerate(shown):
             data = [ratios(found, base, name, each, what) for each in mixes]
-            at = [n + (place - 1.5) * 0.21 for n in range(len(mixes))]
+            at = [n + (place - (len(shown) - 1) / 2) * 0.17 for n in range(len(mixes))]
             line = {"color": "black"}
-            boxes = pane.boxplot(data, positions=at, widths=0.18, showfliers=False, patch_artist=True, medianprops=line)
+            boxes = pane.boxplot(data, positions=at, widths=0.14, showfliers=False, patch_artist=True, medianprops=line)
             for box in boxes["boxes"]:
                 box.set_facecolor(f"C{place}")
             pane.plot([], [], "s", color=f"C{place}", label=name)

@@ -197,8 +197,8 @@ class Proxy:
                 if self._is_ready():
                     return
             else:
-                raise RuntimeError(f"litellm ended with {self._process.returncode} at its start:\n{self._tail()}")
-        raise RuntimeError(f"litellm was not ready after {seconds} s:\n{self._tail()}")
+                raise RuntimeError(f"litellm ended with {self._process.returncode} at its start:\n{self.tail()}")
+        raise RuntimeError(f"litellm was not ready after {seconds} s:\n{self.tail()}")
 
     def _is_ready(self) -> bool:
         if self.log().count(STARTED) < self.workers:
@@ -208,7 +208,8 @@ class Proxy:
         except httpx.TransportError:
             return False
 
-    def _tail(self) -> str:
+    def tail(self) -> str:
+        """The last lines of its log."""
         return "\n".join(self.log().splitlines()[-LOG_TAIL:])
 
     def log(self) -> str:

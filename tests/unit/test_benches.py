@@ -71,14 +71,15 @@ def test_ratios_are_those_of_one_round(tmp_path: Path) -> None:
     """A slice is compared with stock's of its own round, also when sittings are put together."""
     file = tmp_path / "records"
     first = {"stock": 100, "quiet": 101, "tuned": 110, "bare": 105, "plugin": 99}
-    records.kept(file, [made(name, number) for name, number in first.items()])
-    both = records.kept(file, [made(name, 20 if name == "plugin" else 10) for name in first])
+    records.keep(file, [made(name, number) for name, number in first.items()])
+    records.keep(file, [made(name, 20 if name == "plugin" else 10) for name in first])
+    both = records.kept(file)
     assert sorted(records.ratios(both, "stock", "plugin", (False, 8), "requests/s")) == [0.99, 2.0]
     assert any(line.startswith("| tuned / stock | requests/s | 1.05 [") for line in records.tables(both, "stock"))
 
 
 def made(name: str, requests: int) -> Record:
-    return Record(name, False, 8, 1.0, requests, 10, 20, 0.5, 0.1, 0.01, 0.01, "0")
+    return Record(name, False, 8, 1.0, requests, 10, 20, 0.5, 0.1, 0.01, 0.01)
 
 
 async def test_clocked_functions_do_what_they_did() -> None:
