@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import random
 import re
 import shlex
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import cast
 
 import pytest
 import typer
 
-from bench import load, processes, records, stock, timings
+from bench import ab, load, processes, records, stock, timings
+from bench.contenders import Stage
 from bench.provider import ProviderProcess
 from bench.records import Record
 
@@ -76,6 +79,24 @@ def test_ratios_are_those_of_one_round(tmp_path: Path) -> None:
     both = records.kept(file)
     assert sorted(records.ratios(both, "stock", "plugin", (False, 8), "requests/s")) == [0.99, 2.0]
     assert any(line.startswith("| tuned / stock | requests/s | 1.05 [") for line in records.tables(both, "stock"))
+
+
+def test_a_proxy_that_dies_costs_its_sitting_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sittings before and after it count and are in the file as two; it is said which one broke off, and why."""
+
+    def sitting(number: int, *_: object) -> list[Record]:
+        if number == 1:
+            raise load.LoadFailed("tuned: the connection was closed")
+        return [made("stock", number)]
+
+    monkeypatch.setattr(ab, "sitting", sitting)
+    file = tmp_path / "records"
+    found = ab.load_phase(cast(Stage, None), 0, 3, 1, 1.0, random.Random(1), file)
+    assert [each.requests for each in found] == [0, 2]
+    assert [(each.sitting, each.requests) for each in records.kept(file)] == [(0, 0), (1, 2)]
+    assert "sitting 1 broke off and does not count: tuned: the connection was closed" in capsys.readouterr().out
 
 
 def made(name: str, requests: int) -> Record:
