@@ -62,8 +62,9 @@ def kept(file: Path) -> list[Record]:
 
 
 def keep(file: Path, found: Sequence[Record]) -> None:
-    """Add a sitting's slices to those in a file."""
+    """Add a sitting's slices to those in a file, which is made where there is none."""
     sitting = len({each.sitting for each in kept(file)})
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as end:
         end.writelines(json.dumps(asdict(replace(each, sitting=sitting))) + "\n" for each in found)
 

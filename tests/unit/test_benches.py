@@ -92,7 +92,7 @@ def test_a_proxy_that_dies_costs_its_sitting_only(
         return [made("stock", number)]
 
     monkeypatch.setattr(ab, "sitting", sitting)
-    file = tmp_path / "records"
+    file = tmp_path / "new" / "records"
     found = ab.load_phase(cast(Stage, None), 0, 3, 1, 1.0, random.Random(1), file)
     assert [each.requests for each in found] == [0, 2]
     assert [(each.sitting, each.requests) for each in records.kept(file)] == [(0, 0), (1, 2)]
