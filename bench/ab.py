@@ -77,7 +77,13 @@ def sitting(number: int, stage: Stage, provider: int, rounds: int, seconds: floa
 def load_phase(
     stage: Stage, provider: int, sittings: int, rounds: int, seconds: float, dice: random.Random, file: Path | None
 ) -> list[Record]:
-    """All sittings, each kept when it has ended; one in which a proxy fails is told of and does not count."""
+    """All sittings, each kept when it has ended; one in which a proxy fails is told of and does not count.
+
+    Raises
+    ------
+    LoadFailed
+        None of them came to its end.
+    """
     found: list[Record] = []
     for number in range(sittings):
         try:
@@ -88,6 +94,8 @@ def load_phase(
         found += ended
         if file:
             records.keep(file, ended)
+    if not found:
+        raise load.LoadFailed("No sitting came to its end: the reasons stand above.")
     return found
 
 

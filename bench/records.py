@@ -142,7 +142,7 @@ def plot(found: Sequence[Record], base: str, file: Path) -> None:
         pane.axhline(1, color="black", linewidth=0.8)
         pane.set_xticks(range(len(mixes)), [mix(*each) for each in mixes], rotation=20)
         pane.set_title(f"{what}, {base} = 1")
-        pane.legend()
+    figure.legend(*panes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown))
     figure.savefig(file, dpi=110)
 
 

@@ -33,7 +33,7 @@ _HOOK = "async_pre_call_hook"
 _FETCHING: ContextVar[Caller | None] = ContextVar("uc_fetching", default=None)
 
 
-class UcHandler(CustomLogger):  # type: ignore[misc]  # as above
+class UcHandler(CustomLogger):  # type: ignore[misc]  # LiteLLM's class has no types we can see
     """Holds before, settles after, releases on failure. LiteLLM looks for hooks on this very class only."""
 
     def __init__(self) -> None:

@@ -99,6 +99,17 @@ def test_a_proxy_that_dies_costs_its_sitting_only(
     assert "sitting 1 broke off and does not count: tuned: the connection was closed" in capsys.readouterr().out
 
 
+def test_a_run_without_a_whole_sitting_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that asks for the tables learns from the exit code that there are none."""
+
+    def sitting(*_: object) -> list[Record]:
+        raise load.LoadFailed("tuned: the connection was closed")
+
+    monkeypatch.setattr(ab, "sitting", sitting)
+    with pytest.raises(load.LoadFailed, match="No sitting"):
+        ab.load_phase(cast(Stage, None), 0, 2, 1, 1.0, random.Random(1), None)
+
+
 def made(name: str, requests: int) -> Record:
     return Record(name, False, 8, 1.0, requests, 10, 20, 0.5, 0.1, 0.01, 0.01)
 

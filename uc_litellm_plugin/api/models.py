@@ -89,13 +89,13 @@ def left_out(**facts: Any) -> Any:
 class Asked(BaseModel):
     """The body of a request: fields that are not named here are refused, and nothing is converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, defer_build=True)
 
 
 class Answer(BaseModel):
     """The body of an answer."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, defer_build=True)
 
 
 class Page(Answer, Generic[T]):
@@ -137,16 +137,18 @@ class ErrorBody(Answer):
 
 
 def _error(description: str) -> dict[str, Any]:
-    return {"model": ErrorBody, "description": description}
+    shape = {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}
+    return {"description": description, "content": {"application/json": shape}}
 
 
-# FastAPI would add a 422 of its own shape without the 4XX.
+# FastAPI would add a 422 of its own shape without the 4XX. The model itself is named once: each time costs each route a
+# validator of answers that never pass it.
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: _error("Something in the request cannot be; `param` names it"),
     401: _error("No key, or one that is not known, revoked or expired"),
     403: _error("Not with this key, tier or account"),
     404: _error("There is no such thing, or it is not the account's"),
     429: _error("Too many requests, or too many wrong keys; `retry-after` says when to go on"),
-    "4XX": _error("Another refusal"),
+    "4XX": {"description": "Another refusal", "model": ErrorBody},
     "5XX": _error("The database does not answer, or what was asked for is not offered"),
 }

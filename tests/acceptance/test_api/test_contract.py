@@ -60,6 +60,7 @@ def test_table_is_what_is_mounted(document: Json) -> None:
 
 def test_answers_are_described(document: Json) -> None:
     """Each operation has a schema for what it answers, and the envelope for its errors; none has FastAPI's 422."""
+    assert "ErrorBody" in document["components"]["schemas"]
     for path, method, operation in operations(document):
         answers = operation["responses"]
         for status, answer in answers.items():
