@@ -2,7 +2,8 @@
 
 One statement holds before the provider is called, one settles before the answer ends, both while LiteLLM goes on as far
 as it can; settlements under way travel together, and each connection stays with whoever uses it. Nothing is identified,
-checked, counted, planned, priced, measured, or kept when PostgreSQL is away. The proxies of `contenders.BARE` and
+checked, counted, planned, priced, measured, or kept when PostgreSQL is away; LiteLLM's own authentication is replaced,
+as ours replaces it, which makes a call cheaper. The proxies of `contenders.BARE` and
 `contenders.COMMITS` load this module; what they commit is the difference.
 """
 
@@ -21,6 +22,8 @@ import asyncpg
 from fastapi import Request
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
+
+from bench.pairs import CONNECTIONS, USAGE
 
 DATABASE, USERS, STATEMENTS = "BENCH_BARE_DATABASE", "BENCH_BARE_USERS", "BENCH_BARE_STATEMENTS"
 
@@ -43,13 +46,6 @@ _HOLD, _SETTLE = {
     ),
 }[os.environ.get(STATEMENTS, LEDGER)]
 _CHARGE = "0.0011"
-_USAGE = {
-    "provider": "openai", "model": "openai/gpt-4o-mini", "model_group": "gpt-4o-mini", "power_level": "balanced",
-    "byok_used": False, "endpoint": "chat", "call_type": "acompletion", "streamed": False, "attempts": 1,
-    "prompt_tokens": 20, "completion_tokens": 30, "total_tokens": 50, "cost_usd": "0.00002", "cost_source": "usage",
-    "latency_ms": 5, "success": True, "status_code": 200, "metadata": {},
-}  # fmt: skip
-
 _CALL: ContextVar[tuple[uuid.UUID, str] | None] = ContextVar("bench_bare_call", default=None)
 _HOLDING: ContextVar[asyncio.Task[None] | None] = ContextVar("bench_bare_hold", default=None)
 _turns = itertools.count()
@@ -70,6 +66,8 @@ class Bare(CustomLogger):  # type: ignore[misc]  # LiteLLM's class has no types 
     def __init__(self) -> None:
         super().__init__()
         self._connections: list[asyncpg.Connection[asyncpg.Record]] = []
+        # As many as the plugin has.
+        self._room = asyncio.Semaphore(CONNECTIONS)
         self._waiting: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -115,7 +113,7 @@ class Bare(CustomLogger):  # type: ignore[misc]  # LiteLLM's class has no types 
             return settled
         _CALL.set(None)
         hold_id, user = call
-        record = {"hold_id": str(hold_id), "user_id": user, "action": "settle", "charge": _CHARGE, "usage": _USAGE}
+        record = {"hold_id": str(hold_id), "user_id": user, "action": "settle", "charge": _CHARGE, "usage": USAGE}
         self._waiting.append((record, settled))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
@@ -129,9 +127,10 @@ class Bare(CustomLogger):  # type: ignore[misc]  # LiteLLM's class has no types 
                 settled.set_result(None)
 
     async def _ask(self, sql: str, *arguments: Any) -> None:
-        connection = self._connections.pop() if self._connections else await _connect()
-        await connection.fetch(sql, *arguments)
-        self._connections.append(connection)
+        async with self._room:
+            connection = self._connections.pop() if self._connections else await _connect()
+            await connection.fetch(sql, *arguments)
+            self._connections.append(connection)
 
 
 async def _connect() -> asyncpg.Connection[asyncpg.Record]:

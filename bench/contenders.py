@@ -34,6 +34,8 @@ STOCK, QUIET, TUNED, COMMITS, BARE, PLUGIN = "stock", "quiet", "tuned", "commits
 # The plugin with a clock around each of its functions (`bench.timings`).
 TIMED = "timed"
 NAMES = (STOCK, TUNED, PLUGIN)
+# Whose keys call in turn while contenders are loaded.
+USERS = 200
 
 _BARE = ("bench.bare.handler", "bench.bare.user_api_key_auth")
 _CALLBACKS = {
@@ -120,7 +122,7 @@ class Stage:
         self.database_url = database_at(asyncio.run(embedded.ensure(own)), "postgres")
         asyncio.run(migrations.migrate(own.model_copy(update={"database_url": SecretStr(self.database_url)})))
         self.keys = [api_keys.generate() for _ in range(users)]
-        asyncio.run(_fill(self.database_url, self.keys))
+        self.server_version = asyncio.run(_fill(self.database_url, self.keys))
         self.server_log = home / "state/postgres/server.log"
         self.postmaster = int((home / "state/postgres/data/postmaster.pid").read_text().split()[0])
 
@@ -157,7 +159,7 @@ class Stage:
             statements = bare.LEAST if name == COMMITS else bare.LEDGER
             given |= {
                 bare.DATABASE: self.database_url,
-                bare.USERS: str(len(self.keys)),
+                bare.USERS: str(min(USERS, len(self.keys))),
                 bare.STATEMENTS: statements,
             }
         began = time.perf_counter()
@@ -193,7 +195,8 @@ def stage(provider: str, users: int) -> Iterator[Stage]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-async def _fill(url: str, keys: Sequence[str]) -> None:
+async def _fill(url: str, keys: Sequence[str]) -> str:
+    """A user for each key; returns the version of PostgreSQL."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "uc"})
     for statement in (_ACCOUNTS, _CREDITS, bare.LEAST_TABLE, bare.LEAST_KEY):
         await connection.execute(statement.format(len(keys)))
@@ -201,4 +204,6 @@ async def _fill(url: str, keys: Sequence[str]) -> None:
     hashes = [api_keys.hash_key(key) for key in keys]
     await connection.execute(_KEYS, owners, hashes, [api_keys.hint(key) for key in keys])
     await connection.execute("ANALYZE")
+    version: str = await connection.fetchval("SHOW server_version")
     await connection.close()
+    return version

@@ -13,9 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -44,12 +44,10 @@ def sampled(
         before = processes.cpu_s([one.worker])
         slice_ = load.run(one.proxy.url, one.keys, streamed=streamed, connections=connections, seconds=seconds)
         used = processes.cpu_s([one.worker]) - before
-        spying = threading.Thread(
-            target=subprocess.run, args=(command,), kwargs={"check": True, "capture_output": True}
-        )
-        spying.start()
-        load.run(one.proxy.url, one.keys, streamed=streamed, connections=connections, seconds=seconds)
-        spying.join()
+        with ThreadPoolExecutor() as aside:
+            spying = aside.submit(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+            load.run(one.proxy.url, one.keys, streamed=streamed, connections=connections, seconds=seconds)
+        spying.result()
         if raw is not None:
             shutil.copy(file.name, raw / f"{records.mix(streamed, connections)}.txt")
         stacks: list[Stack] = []

@@ -31,11 +31,10 @@ _SUMMARY = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
 @contextmanager
 def counted(stage: Stage, name: str) -> Iterator[tuple[Contender, Path]]:
     """A contender whose instructions can be counted, and where its counts are written."""
-    home = Path(tempfile.mkdtemp())
-    under = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={home}/counts"]
-    with stage.running(name, under=under) as one:
-        yield one, home
-    shutil.rmtree(home, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="uc-bench-") as home:
+        under = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={home}/counts"]
+        with stage.running(name, under=under) as one:
+            yield one, Path(home)
 
 
 def millions(one: Contender, home: Path, streamed: bool, calls: int) -> float:

@@ -6,16 +6,21 @@ import asyncio
 import gc
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import uvloop
 
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Say twenty words."}], "max_tokens": 64}
 PATH = "/v1/chat/completions"
-_PLAIN_END, _STREAM_END = b"", b"0\r\n\r\n"
+_STREAM_END = b"0\r\n\r\n"
+# No answer on any connection for so long is none any more; under valgrind one takes some seconds.
+_PATIENCE_S = 120.0
+# Answers that each connection has to have.
+_LEAST = 3
 
 
 class LoadFailed(RuntimeError):
@@ -33,22 +38,22 @@ class Slice:
     milliseconds
         Of each request, from its first byte to its answer's last.
     cpu_s
-        What the load generator itself used.
+        What the load generator itself used. Seconds.
     """
 
     seconds: float
-    milliseconds: list[float] = field(default_factory=list)
-    cpu_s: float = 0.0
+    milliseconds: list[float]
+    cpu_s: float
 
     @property
     def per_second(self) -> float:
         """Requests per second."""
         return len(self.milliseconds) / self.seconds
 
-    def quantile(self, share: float) -> float:
-        """By nearest rank. Milliseconds."""
-        ordered = sorted(self.milliseconds)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+def quantile(milliseconds: Sequence[float], share: float) -> float:
+    """By nearest rank: the least that so large a share does not exceed. Milliseconds."""
+    return sorted(milliseconds)[max(0, math.ceil(len(milliseconds) * share) - 1)]
 
 
 def requests(host: str, keys: Sequence[str], streamed: bool) -> list[bytes]:
@@ -59,10 +64,10 @@ def requests(host: str, keys: Sequence[str], streamed: bool) -> list[bytes]:
 
 
 class _Client(asyncio.Protocol):
-    """One connection: sends the next request when the answer is whole, until it is told to end."""
+    """One connection: sends the next request when the answer is whole, until it is time and it has had its share."""
 
-    def __init__(self, turns: Iterator[bytes], until: float, took: list[float]) -> None:
-        self._turns, self._until, self._took = turns, until, took
+    def __init__(self, turns: Iterator[bytes], until: float, least: int, took: list[float]) -> None:
+        self._turns, self._until, self._least, self._took = turns, until, least, took
         self._read = bytearray()
         self._length = -1
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -77,7 +82,7 @@ class _Client(asyncio.Protocol):
 
     def _ask(self) -> None:
         request = next(self._turns, None)
-        if request is None or time.perf_counter() >= self._until:
+        if request is None or (self._least <= 0 and time.perf_counter() >= self._until):
             self.ended.set_result(None)
             self._transport.close()
             return
@@ -95,6 +100,7 @@ class _Client(asyncio.Protocol):
         if not self._length and not self._read.endswith(_STREAM_END):
             return
         self._took.append((time.perf_counter() - self._began) * 1000)
+        self._least -= 1
         if not self._read.startswith(b"HTTP/1.1 200") or b'"error"' in self._read:
             self.ended.set_exception(LoadFailed(bytes(self._read[:2000]).decode(errors="replace")))
             self._transport.close()
@@ -119,11 +125,22 @@ async def _run(url: str, turns: Iterator[bytes], connections: int, seconds: floa
     cpu, began = time.process_time(), time.perf_counter()
 
     def client() -> _Client:
-        return _Client(turns, began + seconds, took)
+        return _Client(turns, began + seconds, _LEAST, took)
 
     made = [await loop.create_connection(client, host, int(port)) for _ in range(connections)]
-    await asyncio.gather(*(protocol.ended for _, protocol in made))
+    await _ended({protocol.ended for _, protocol in made}, took)
     return Slice(time.perf_counter() - began, took, time.process_time() - cpu)
+
+
+async def _ended(connections: set[asyncio.Future[None]], took: list[float]) -> None:
+    """Wait for all of them; a proxy that hangs must not hang the bench."""
+    while connections:
+        answers = len(took)
+        done, connections = await asyncio.wait(connections, timeout=_PATIENCE_S, return_when=asyncio.FIRST_EXCEPTION)
+        for each in done:
+            each.result()
+        if connections and len(took) == answers:
+            raise LoadFailed(f"no answer for {_PATIENCE_S:.0f} s")
 
 
 def run(url: str, keys: Sequence[str], *, streamed: bool, connections: int, seconds: float) -> Slice:
@@ -134,12 +151,13 @@ def run(url: str, keys: Sequence[str], *, streamed: bool, connections: int, seco
     keys
         API keys, used in turn.
     seconds
-        For how long new requests are sent.
+        For how long new requests are sent, and longer until each connection has had three answers: those to the first
+        requests, which come all at once, must not be most of them.
 
     Raises
     ------
     LoadFailed
-        An answer was not 200 and whole; nothing was measured.
+        An answer was not 200 and whole, or none came; nothing was measured.
     """
     turns = itertools.cycle(requests(urlsplit(url).netloc, keys, streamed))
     gc.disable()
@@ -150,6 +168,6 @@ def run(url: str, keys: Sequence[str], *, streamed: bool, connections: int, seco
 
 
 def once_each(url: str, keys: Sequence[str], connections: int = 8, *, streamed: bool = False) -> Slice:
-    """One request per API key."""
+    """One request per API key; raises as `run`."""
     turns = iter(requests(urlsplit(url).netloc, keys, streamed))
-    return uvloop.run(_run(url, turns, connections, float("inf")))
+    return uvloop.run(_run(url, turns, connections, math.inf))

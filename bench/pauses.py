@@ -1,6 +1,6 @@
 """How long Python's garbage collector stops a worker: `python -m bench.pauses`, `--short` for a try.
 
-Stock as it comes, stock with our recommended thresholds, the plugin with them, the plugin that collects between the
+Stock without its log, stock with our recommended settings, the plugin with them, the plugin that collects between the
 steps of its loop, and one that also freezes its heap after the start, each under the same number of calls. A hook in
 the process (gc.callbacks) notes each collection; at the end it makes a full one, which comes by itself once in many
 thousand calls.
@@ -61,9 +61,9 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("stock", QUIET, {}),
-    Variant("stock, thresholds raised", TUNED, {}),
-    Variant("plugin, thresholds raised", PLUGIN, {}, ANYWHERE),
+    Variant("stock without its log", QUIET, {}),
+    Variant("tuned", TUNED, {}),
+    Variant("plugin", PLUGIN, {}, ANYWHERE),
     Variant("plugin, between steps", PLUGIN, {}, BETWEEN),
     Variant("plugin, between steps, frozen", PLUGIN, {}, FROZEN),
 )
@@ -73,7 +73,7 @@ def observe(stage: Stage, variant: Variant, calls: int) -> list[str]:
     """One run, as a row of the table."""
     with tempfile.TemporaryDirectory(prefix="uc-bench-") as hook:
         Path(hook, "sitecustomize.py").write_text(_HOOK)
-        file = Path(hook, "pauses.json")
+        file = Path(hook, "pauses")
         env = {**variant.env, "PYTHONPATH": hook, "BENCH_PAUSES": str(file)}
         with stage.running(variant.contender, variant.config, env=env) as one:
             keys = [one.keys[n % len(one.keys)] for n in range(calls)]
@@ -107,7 +107,7 @@ def row(name: str, slice_: load.Slice, pauses: list[tuple[float, ...]]) -> list[
     """What one run showed."""
     by_generation = [[took for _, generation, took, _ in pauses if generation == number] for number in range(3)]
     longest = " / ".join(f"{1000 * max(each, default=0):.0f}" for each in by_generation)
-    slowest = " / ".join(f"{each:.0f}" for each in (slice_.quantile(0.99), slice_.quantile(1)))
+    slowest = " / ".join(f"{each:.0f}" for each in (load.quantile(slice_.milliseconds, 0.99), max(slice_.milliseconds)))
     share = sum(took for _, _, took, _ in pauses) / slice_.seconds
     numbers = " / ".join(str(len(each)) for each in by_generation)
     return [name, str(len(slice_.milliseconds)), numbers, f"{share:.1%}", longest, slowest]

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
+
+from bench import load
+
+# A sitting, and perhaps a round of it.
+Unit: TypeAlias = tuple[int, ...]
 
 
 @dataclass
@@ -20,9 +28,7 @@ class Record:
     streamed: bool
     connections: int
     seconds: float
-    requests: int
-    p50: float
-    p99: float
+    milliseconds: list[float]
     worker_s: float
     postgres_s: float
     provider_s: float
@@ -31,7 +37,7 @@ class Record:
     round: int = 0
 
     @property
-    def turn(self) -> tuple[int, int]:
+    def turn(self) -> Unit:
         """What it shares with the slices that it is compared with."""
         return self.sitting, self.round
 
@@ -39,9 +45,27 @@ class Record:
     def mix(self) -> tuple[bool, int]:
         return self.streamed, self.connections
 
-    @property
-    def per_second(self) -> float:
-        return self.requests / self.seconds
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of slices that are taken together.
+
+    Attributes
+    ----------
+    unit
+        Slices with the same one are: those of one round, or of a whole sitting, whose number comes first.
+    """
+
+    value: Callable[[Sequence[Record]], float]
+    unit: Callable[[Record], Unit]
+
+
+def _per_second(slices: Sequence[Record]) -> float:
+    return sum(len(each.milliseconds) for each in slices) / sum(each.seconds for each in slices)
+
+
+def _latency(slices: Sequence[Record], share: float) -> float:
+    return load.quantile([each for one in slices for each in one.milliseconds], share)
 
 
 # In which tables and plots name contenders.
@@ -49,11 +73,13 @@ ORDER = ("stock", "quiet", "tuned", "commits", "bare", "plugin")
 # What is compared beside all with the base.
 _PAIRS = (("plugin", "quiet"), ("commits", "tuned"), ("bare", "tuned"), ("plugin", "tuned"), ("plugin", "bare"))
 
-FIGURES: dict[str, Callable[[Record], float]] = {
-    "requests/s": lambda each: each.per_second,
-    "p50": lambda each: each.p50,
-    "p99": lambda each: each.p99,
+# A slice has too few answers to say which is the hundredth: that takes all of a sitting.
+FIGURES = {
+    "requests/s": Figure(_per_second, lambda each: each.turn),
+    "p50": Figure(lambda slices: _latency(slices, 0.5), lambda each: each.turn),
+    "p99": Figure(lambda slices: _latency(slices, 0.99), lambda each: (each.sitting,)),
 }
+_RESAMPLES = 1000
 
 
 def kept(file: Path) -> list[Record]:
@@ -69,25 +95,59 @@ def keep(file: Path, found: Sequence[Record]) -> None:
         end.writelines(json.dumps(asdict(replace(each, sitting=sitting))) + "\n" for each in found)
 
 
-def ratios(found: Sequence[Record], base: str, name: str, mix: tuple[bool, int], figure: str) -> list[float]:
-    """A contender's figure by the base's, of the same round each."""
-    value = FIGURES[figure]
-    of_base = {each.turn: value(each) for each in found if each.name == base and each.mix == mix}
-    return [value(each) / of_base[each.turn] for each in found if each.name == name and each.mix == mix]
+def values(found: Iterable[Record], name: str, mix: tuple[bool, int], figure: Figure) -> dict[Unit, float]:
+    """A contender's figure in each round (or sitting)."""
+    units: dict[Unit, list[Record]] = defaultdict(list)
+    for each in found:
+        if each.name == name and each.mix == mix:
+            units[figure.unit(each)].append(each)
+    return {unit: figure.value(slices) for unit, slices in units.items()}
+
+
+def ratios(found: Sequence[Record], base: str, name: str, mix: tuple[bool, int], figure: str) -> dict[Unit, float]:
+    """A contender's figure by the base's, of the same round (or sitting) each."""
+    of_base = values(found, base, mix, FIGURES[figure])
+    return {unit: value / of_base[unit] for unit, value in values(found, name, mix, FIGURES[figure]).items()}
 
 
 def tables(found: Sequence[Record], base: str) -> list[str]:
-    """Ratios with their spread, then CPU per request, then what was measured itself."""
+    """Ratios with how sure they are, then CPU per request, then what was measured itself."""
     mixes, names = sorted({each.mix for each in found}), measured(found)
     rounds, sittings = len({each.turn for each in found}), len({each.sitting for each in found})
     pairs = [(name, base) for name in names if name != base] + [pair for pair in _PAIRS if {*pair} <= {*names}]
-    heading = [f"ratio, {rounds} rounds in {sittings} sittings", "figure", *(mix(*each) for each in mixes)]
+    heading = [f"ratio; sittings: {sittings}, rounds: {rounds}", "figure", *(mix(*each) for each in mixes), "all six"]
     lines = [row(heading), rule(len(heading))]
     for name, against in pairs:
         for figure in FIGURES:
-            cells = [spread(ratios(found, against, name, each, figure)) for each in mixes]
+            of_mixes = [ratios(found, against, name, each, figure) for each in mixes]
+            cells = [sure(each) for each in [*of_mixes, _together(of_mixes)]]
             lines.append(row([f"{name} / {against}", figure, *cells]))
     return [*lines, "", *absolutes(found, mixes, names)]
+
+
+def _together(of_mixes: Sequence[Mapping[Unit, float]]) -> dict[Unit, float]:
+    """The geometric mean of all mixes' ratios in each round (or sitting)."""
+    return {unit: statistics.geometric_mean([each[unit] for each in of_mixes]) for unit in of_mixes[0]}
+
+
+def sure(found: Mapping[Unit, float]) -> str:
+    """The median, and where it lies with 95 % confidence.
+
+    By a bootstrap of clusters: sittings are drawn with replacement, then rounds within each (A. C. Davison and
+    D. V. Hinkley, Bootstrap Methods and Their Application, 1997, section 3.8). One sitting says nothing of others.
+    """
+    if len(found) == 1:
+        return f"{next(iter(found.values())):.2f}"
+    by_sitting: dict[int, list[float]] = defaultdict(list)
+    for unit, value in found.items():
+        by_sitting[unit[0]].append(value)
+    dice, sittings = random.Random(1), list(by_sitting.values())  # noqa: S311 - the same table of the same slices
+    medians = []
+    for _ in range(_RESAMPLES):
+        drawn = dice.choices(sittings, k=len(sittings))
+        medians.append(statistics.median(value for one in drawn for value in dice.choices(one, k=len(one))))
+    low, *_, high = statistics.quantiles(medians, n=40)
+    return f"{statistics.median(found.values()):.2f} [{low:.2f}-{high:.2f}]"
 
 
 def measured(found: Sequence[Record]) -> list[str]:
@@ -97,13 +157,13 @@ def measured(found: Sequence[Record]) -> list[str]:
 
 
 def absolutes(found: Sequence[Record], mixes: Sequence[tuple[bool, int]], names: Sequence[str]) -> list[str]:
-    """Medians of the slices, and CPU over all of them."""
+    """Medians of rounds (or sittings), and CPU over all of them."""
     lines = [row(["per contender", "figure", *(mix(*each) for each in mixes)]), rule(len(mixes) + 2)]
     for name in names:
         own = {each: [record for record in found if record.name == name and record.mix == each] for each in mixes}
-        for figure, value in FIGURES.items():
+        for figure, how in FIGURES.items():
             unit = "" if figure == "requests/s" else ", ms"
-            cells = [f"{statistics.median(map(value, of_mix)):.1f}" for of_mix in own.values()]
+            cells = [f"{statistics.median(values(found, name, each, how).values()):.1f}" for each in mixes]
             lines.append(row([name, f"{figure}{unit}", *cells]))
         for who in ("worker", "postgres"):
             lines.append(row([name, f"CPU of {who}, ms/request", *(_cpu(of_mix, who) for of_mix in own.values())]))
@@ -113,7 +173,9 @@ def absolutes(found: Sequence[Record], mixes: Sequence[tuple[bool, int]], names:
 
 
 def _cpu(found: Sequence[Record], who: str) -> str:
-    return f"{1000 * sum(getattr(each, f'{who}_s') for each in found) / sum(each.requests for each in found):.2f}"
+    return (
+        f"{1000 * sum(getattr(each, f'{who}_s') for each in found) / sum(len(each.milliseconds) for each in found):.2f}"
+    )
 
 
 def _share(found: Sequence[Record], who: str) -> str:
@@ -121,7 +183,7 @@ def _share(found: Sequence[Record], who: str) -> str:
 
 
 def plot(found: Sequence[Record], base: str, file: Path) -> None:
-    """Boxes of the throughput ratios, one per mix and contender."""
+    """Boxes of the ratios of throughput and median latency, one per mix and contender."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,7 +194,7 @@ def plot(found: Sequence[Record], base: str, file: Path) -> None:
     figure, panes = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
     for pane, what in zip(panes, ("requests/s", "p50"), strict=True):
         for place, name in enumerate(shown):
-            data = [ratios(found, base, name, each, what) for each in mixes]
+            data = [list(ratios(found, base, name, each, what).values()) for each in mixes]
             at = [n + (place - (len(shown) - 1) / 2) * 0.17 for n in range(len(mixes))]
             line = {"color": "black"}
             boxes = pane.boxplot(data, positions=at, widths=0.14, showfliers=False, patch_artist=True, medianprops=line)

@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
 from typing import Annotated
 
 import asyncpg
 import typer
 
 from bench import contenders, load, processes, records
-from bench.contenders import PLUGIN
+from bench.contenders import PLUGIN, USERS
 from bench.ledger import Contender, server, started
 from bench.provider import ProviderProcess
 from tests.conftest import database_at
@@ -86,7 +85,7 @@ class Database:
         connection = await asyncpg.connect(self._url, server_settings={"search_path": "uc"})
         for first in range(self.users, users, BATCH):
             await connection.execute(_USERS, first, min(users, first + BATCH))
-        async with bare(connection):
+        async with without_indexes(connection):
             for first in range(self.rows, rows, BATCH):
                 for statement in (_LEDGER, _USAGE):
                     await connection.execute(statement, first, min(rows, first + BATCH), users)
@@ -96,7 +95,7 @@ class Database:
 
 
 @asynccontextmanager
-async def bare(connection: asyncpg.Connection) -> AsyncIterator[None]:
+async def without_indexes(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """The large tables without indexes and constraints meanwhile: filling in ten million rows takes a tenth."""
     constraints = await connection.fetch(_CONSTRAINTS, _LARGE)
     indexes = await connection.fetch(_INDEXES, _LARGE)
@@ -144,55 +143,53 @@ def one_round(
     return {figure: found[large][figure] / found[small][figure] for figure in found[large]}
 
 
-def at_once(works: list[Callable[[], None]]) -> None:
-    """All of them, each in a thread."""
-    threads = [threading.Thread(target=work) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def asked(one: Contender, seconds: float, found: list[dict[str, float]]) -> None:
-    """One slice, added to what was found."""
-    found.append(one.ask(CALLERS, 1000, seconds))
-
-
-def ledgers(rounds: int, seconds: float) -> None:
+def ledgers(rounds: int, seconds: float, dice: random.Random) -> None:
     """One and two processes on one database."""
     typer.echo("\n" + records.row(["ledger processes", "pairs/s, all together", "p50, ms"]) + "\n" + records.rule(3))
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    p50s: dict[int, list[float]] = {1: [], 2: []}
     with ExitStack() as stack:
         url, _, _ = stack.enter_context(server())
         first = stack.enter_context(started("ours", None, url, 1000, "workers"))
         second = stack.enter_context(started("ours", None, url, 0, "workers", make=False))
-        for used in ([first], [first, second]):
-            rates, p50s = [], []
-            for _ in range(rounds):
-                found: list[dict[str, float]] = []
-                at_once([partial(asked, one, seconds, found) for one in used])
-                rates.append(sum(each["pairs"] / each["seconds"] for each in found))
-                p50s.append(statistics.mean(each["p50"] for each in found))
-            typer.echo(records.row([str(len(used)), records.spread(rates, 0), records.spread(p50s, 1)]))
+        aside = stack.enter_context(ThreadPoolExecutor())
+        for _ in range(rounds):
+            for used in dice.sample([(first,), (first, second)], 2):
+                found = list(aside.map(lambda one: one.ask(CALLERS, 1000, seconds), used))
+                rates[len(used)].append(sum(each["pairs"] / each["seconds"] for each in found))
+                p50s[len(used)].append(statistics.mean(each["p50"] for each in found))
+    for number in rates:
+        typer.echo(records.row([str(number), records.spread(rates[number], 0), records.spread(p50s[number], 1)]))
 
 
-def proxies(rounds: int, seconds: float) -> None:
+def proxies(rounds: int, seconds: float, dice: random.Random) -> None:
     """One and two workers of the proxy."""
-    columns = ("workers", "requests/s", "p50, ms", "CPU of the workers, ms/request", "of PostgreSQL")
-    typer.echo("\n" + records.row(columns) + "\n" + records.rule(len(columns)))
-    with ProviderProcess() as provider, contenders.stage(provider.url, 200) as stage:
-        for workers in (1, 2):
-            with stage.running(PLUGIN, workers=workers) as one:
-                pids = one.proxy.worker_pids()
-                load.run(one.proxy.url, one.keys, streamed=False, connections=16, seconds=3 * seconds)
-                before = [processes.cpu_s(pids), processes.cpu_s(stage.postgres())]
-                found = [load.run(one.proxy.url, one.keys, streamed=False, connections=16, seconds=seconds)
-                         for _ in range(rounds)]  # fmt: skip
-                after = [processes.cpu_s(pids), processes.cpu_s(stage.postgres())]
-                calls = sum(len(each.milliseconds) for each in found)
-                cpu = [f"{1000 * (b - a) / calls:.2f}" for a, b in zip(before, after, strict=True)]
-                rate = records.spread([each.per_second for each in found], 0)
-                p50 = records.spread([each.quantile(0.5) for each in found], 1)
-                typer.echo(records.row([str(workers), rate, p50, *cpu]))
+    heading = ("workers", "requests/s", "p50, ms", "CPU of the workers, ms/request", "of PostgreSQL")
+    typer.echo("\n" + records.row(heading) + "\n" + records.rule(len(heading)))
+    with ExitStack() as stack:
+        provider = stack.enter_context(ProviderProcess())
+        stage = stack.enter_context(contenders.stage(provider.url, USERS))
+        running = [stack.enter_context(stage.running(PLUGIN, workers=workers)) for workers in (1, 2)]
+        found: list[list[list[float]]] = [[] for _ in running]
+        for one in running:
+            answered(one, stage, 3 * seconds)
+        for _ in range(rounds):
+            for number in dice.sample(range(len(running)), len(running)):
+                found[number].append(answered(running[number], stage, seconds))
+        for one, slices in zip(running, found, strict=True):
+            columns = zip(*slices, strict=True)
+            cells = [records.spread(each, digits) for each, digits in zip(columns, (0, 1, 2, 2), strict=True)]
+            typer.echo(records.row([str(one.proxy.workers), *cells]))
+
+
+def answered(one: contenders.Contender, stage: contenders.Stage, seconds: float) -> list[float]:
+    """One slice: requests per second; median latency and CPU per request of workers and PostgreSQL. Milliseconds."""
+    pids = one.proxy.worker_pids()
+    before = [processes.cpu_s(pids), processes.cpu_s(stage.postgres())]
+    slice_ = load.run(one.proxy.url, one.keys, streamed=False, connections=16, seconds=seconds)
+    after = [processes.cpu_s(pids), processes.cpu_s(stage.postgres())]
+    cpu = [1000 * (b - a) / len(slice_.milliseconds) for a, b in zip(before, after, strict=True)]
+    return [slice_.per_second, load.quantile(slice_.milliseconds, 0.5), *cpu]
 
 
 def main(
@@ -210,9 +207,9 @@ def main(
     if "growth" in only:
         growth(steps, rounds, seconds, random.Random(seed))  # noqa: S311
     if "ledgers" in only:
-        ledgers(rounds, seconds)
+        ledgers(rounds, seconds, random.Random(seed))  # noqa: S311
     if "proxies" in only and not short:
-        proxies(rounds, seconds)
+        proxies(rounds, seconds, random.Random(seed))  # noqa: S311
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 def make(home: Path) -> Path:
     """An environment in an empty directory; returns its interpreter."""
-    venv.create(home, with_pip=False)
+    venv.create(home, with_pip=False, symlinks=True)
     site = next(home.glob("lib/python3*/site-packages"))
     wanted = {each.name: each for each in closure("litellm", "proxy")}
     owners = _owners()

@@ -161,14 +161,14 @@ def main(
     most: Annotated[int, typer.Option(help="How many functions are printed.")] = 40,
 ) -> None:
     """Print the tables."""
-    file = Path(tempfile.mkdtemp(), "timings.json")
     with (
+        tempfile.TemporaryDirectory(prefix="uc-bench-") as home,
         ProviderProcess() as provider,
         contenders.stage(provider.url, 200) as stage,
-        stage.running(TIMED, env={FILE: str(file)}) as one,
+        stage.running(TIMED, env={FILE: f"{home}/timings.json"}) as one,
     ):
         for streamed, connections in ((False, 8), (True, 8), (False, 1)):
-            table = observed(one, file, seconds, streamed=streamed, connections=connections)
+            table = observed(one, Path(home, "timings.json"), seconds, streamed=streamed, connections=connections)
             typer.echo("\n".join([*table[: most + 2], ""]))
 
 
